@@ -1,0 +1,111 @@
+"""To the working grid and back: separable linear interpolation as three matrix products.
+
+The working grid runs along the scan's own axes, permuted and flipped to the nearest RAS order, at a
+given isotropic spacing (paper, section 3.1: 1 mm). It is centred on the scan and just covers its
+outermost voxel centres, so that the way back never has to guess. On the way there the last sample may
+lie up to one working voxel outside the scan's outermost centres; there the line is continued.
+"""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from mood_infer.volume import Affine, Array3D
+
+EDGE_TOLERANCE = 1e-4  # of a working voxel: float noise in an affine must not add a plane
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an array lie.
+
+    Attributes:
+        shape: voxels along each axis.
+        affine: (4, 4) float64, voxel index to world mm (RAS+).
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along each axis, in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+
+def working_grid(scan: Grid, spacing: float) -> Grid:
+    """The RAS-ordered grid of isotropic ``spacing`` (mm) that covers all voxel centres of a scan."""
+    order, signs = _nearest_ras(scan.affine)
+    lengths = np.asarray(scan.spacing)[order]
+    extent = (np.asarray(scan.shape)[order] - 1) * lengths
+    shape = np.ceil(extent / spacing - EDGE_TOLERANCE).astype(int) + 1
+    directions = scan.affine[:3, :3][:, order] / lengths * signs
+    centre = scan.affine @ [*((np.asarray(scan.shape) - 1) / 2), 1]
+    affine = np.eye(4)
+    affine[:3, :3] = directions * spacing
+    affine[:3, 3] = centre[:3] - affine[:3, :3] @ ((shape - 1) / 2)
+    x, y, z = (int(n) for n in shape)
+    return Grid((x, y, z), affine)
+
+
+def resample(array: Array3D, source: Grid, target: Grid) -> Array3D:
+    """Linear interpolation from one grid to another whose axes are parallel to it.
+
+    Args:
+        array: (X, Y, Z) float32 on ``source``.
+        source: the grid of ``array``.
+        target: a grid of the same centre lines: :func:`working_grid` of ``source``, or the other way round.
+
+    Returns:
+        float32 on ``target``; voxel centres agree in world mm. Samples up to a step outside the source's
+        outermost centres continue the line, so they may leave the range of ``array``: the caller clips.
+
+    Raises:
+        ValueError: the grids' axes are not parallel.
+    """
+    to_source = np.linalg.inv(source.affine) @ target.affine
+    order = np.abs(to_source[:3, :3]).argmax(axis=0)  # the source axis along which each target axis runs
+    steps = to_source[order, np.arange(3)]
+    residue = to_source[:3, :3].copy()
+    residue[order, np.arange(3)] = 0
+    if sorted(order) != [0, 1, 2] or np.abs(residue).max() > 1e-5:
+        raise ValueError("the axes of the two grids are not parallel")
+    tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order)))
+    for axis in range(3):
+        start, count = to_source[order[axis], 3], array.shape[order[axis]]
+        weights = _line_weights(count, start + steps[axis] * np.arange(target.shape[axis]))
+        if weights is not None:
+            # contracting the first axis and appending the new one: three rounds restore the order
+            tensor = torch.tensordot(tensor, weights, dims=([0], [1]))
+        else:
+            tensor = tensor.permute(1, 2, 0)
+    return tensor.contiguous().numpy()
+
+
+def _nearest_ras(affine: Affine) -> tuple[np.ndarray, np.ndarray]:
+    orientation = nib.io_orientation(affine)  # per scan axis: the world axis it follows, and its sign
+    order = np.argsort(orientation[:, 0])
+    return order, orientation[order, 1]
+
+
+def _line_weights(count: int, positions: np.ndarray) -> torch.Tensor | None:
+    """(len(positions), count) matrix that reads a line of ``count`` samples at fractional positions.
+
+    None where it would be the identity.
+    """
+    positions = np.where(np.abs(positions - np.round(positions)) < 1e-6, np.round(positions), positions)
+    if len(positions) == count and np.array_equal(positions, np.arange(count)):
+        return None
+    weights = np.zeros((len(positions), count))
+    rows = np.arange(len(positions))
+    if count == 1:
+        weights[:, 0] = 1
+    else:
+        left = np.clip(np.floor(positions), 0, count - 2).astype(int)
+        fraction = positions - left
+        weights[rows, left] = 1 - fraction
+        weights[rows, left + 1] = fraction
+    return torch.from_numpy(weights.astype(np.float32))

@@ -1,0 +1,22 @@
+"""From a map to one number a scan."""
+
+import numpy as np
+
+from mood_infer.volume import Array3D
+
+TOP_VOXELS = 100
+
+
+def sample_score(scores: Array3D) -> float:
+    """Mean of the 100 highest pixel scores (paper, section 2.4).
+
+    Args:
+        scores: (X, Y, Z) in [0,1], on the working grid.
+
+    Returns:
+        One score in [0,1]; the mean of all voxels where there are fewer than 100.
+    """
+    flat = scores.ravel()
+    count = min(TOP_VOXELS, flat.size)
+    top = np.partition(flat, flat.size - count)[-count:]
+    return float(np.clip(top.mean(dtype=np.float64), 0, 1))

@@ -1,0 +1,163 @@
+"""Scans in and maps out: NIfTI files as frozen volumes, written atomically.
+
+A readable file always becomes a volume of finite numbers with a usable geometry; what had to be
+mended is listed in its ``warnings``. A file that is not a 3D scan raises :class:`ScanError`.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from mood_infer.errors import ScanError
+
+Array3D = NDArray[np.float32]
+Affine = NDArray[np.float64]
+
+PARTIAL_PREFIX = ".mood-partial-"
+COMPRESSION_LEVEL = 1  # anomaly maps are noise to gzip: higher levels cost seconds and save a few percent
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One scan as it was stored.
+
+    Attributes:
+        array: (X, Y, Z) float32, finite, in the file's own units (after slope and intercept).
+        affine: (4, 4) float64, invertible, voxel index to world mm (RAS+).
+        header: the NIfTI header of the file; a map of this scan is written with the same geometry.
+        warnings: one sentence for each thing that had to be mended.
+    """
+
+    array: Array3D
+    affine: Affine
+    header: Any
+    warnings: tuple[str, ...] = ()
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a 3D scan from ``.nii`` or ``.nii.gz``.
+
+    Voxels that are not finite become the smallest finite value (0 if there is none); a singular
+    affine is replaced by the stored spacing along the stored axes (1 mm where that is 0).
+
+    Raises:
+        ScanError: the file is missing, broken, not NIfTI, empty, not 3D, or not of real scalars.
+    """
+    try:
+        image = nib.load(path)
+    except FileNotFoundError as error:
+        raise ScanError(path, "there is no such file", "check the path") from error
+    except Exception as error:  # nibabel raises many kinds for a file that is no image
+        raise ScanError(path, "not a readable NIfTI file", "convert it to .nii.gz or remove it") from error
+    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
+        raise ScanError(path, f"a {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
+    _check_kind(path, image)
+    try:
+        stored = np.asarray(image.dataobj, dtype=np.float32)
+    except Exception as error:  # truncated or corrupt data surfaces as one of zlib, gzip, EOF, OS, Value
+        raise ScanError(path, "the voxel data is damaged or cut short", "copy the file again") from error
+    array, intensity_warnings = _finite(stored.reshape(stored.shape[:3]))
+    affine, geometry_warnings = _usable_affine(image)
+    return Volume(array, affine, image.header.copy(), intensity_warnings + geometry_warnings)
+
+
+def _check_kind(path: Path, image: Any) -> None:
+    dtype = image.get_data_dtype()
+    if dtype.fields is not None or dtype.kind == "c":
+        raise ScanError(path, f"voxels are of type {dtype}, not one real number each", "convert it to grey values")
+    shape = image.shape
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]):
+        raise ScanError(path, f"has shape {shape}, not that of one 3D scan", "give one 3D volume a file")
+    if 0 in shape:
+        raise ScanError(path, f"has shape {shape}: no voxels", "export the scan again")
+
+
+def _finite(array: Array3D) -> tuple[Array3D, tuple[str, ...]]:
+    bad = ~np.isfinite(array)
+    count = int(bad.sum())
+    if not count:
+        return array, ()
+    fill = array[~bad].min() if count < array.size else np.float32(0)
+    return np.where(bad, fill, array).astype(np.float32), (
+        f"{count} voxels were not finite and were taken as {fill:g}",
+    )
+
+
+def _usable_affine(image: Any) -> tuple[Affine, tuple[str, ...]]:
+    affine = np.asarray(image.affine, dtype=np.float64)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0) if np.isfinite(affine).all() else np.zeros(3)
+    # relative to the axis lengths, so that a small spacing is not taken for a singular one
+    if lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
+        return affine, ()
+    spacing = np.abs(np.asarray(image.header["pixdim"][1:4], dtype=np.float64))
+    spacing = np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
+    return np.diag([*spacing, 1.0]), (
+        f"the affine is singular; {spacing[0]:g} x {spacing[1]:g} x {spacing[2]:g} mm along the stored axes was used",
+    )
+
+
+def write_map(path: Path, scores: Array3D, like: Volume, description: str = "") -> None:
+    """Write an anomaly map with the geometry of its scan, atomically.
+
+    Args:
+        path: the ``.nii`` or ``.nii.gz`` file to make or replace.
+        scores: (X, Y, Z) float32 in [0,1], on the grid of ``like``.
+        like: the scan; shape, affine, qform and sform codes and units are taken from its header.
+        description: up to 79 ASCII characters for the header's ``descrip`` field.
+
+    Raises:
+        ValueError: the map is not of the scan's shape.
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    if scores.shape != like.array.shape:
+        raise ValueError(f"map of shape {scores.shape} for a scan of shape {like.array.shape}")
+    header = like.header.copy()
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1.0, 0.0)
+    header["cal_min"], header["cal_max"] = 0.0, 1.0
+    header["descrip"] = description.encode("ascii", "replace")[:79]
+    # affine=None keeps the header's own qform and sform, codes and all, even if they are singular
+    image = type(header).__name__  # Nifti1Header or Nifti2Header
+    cls = nib.Nifti2Image if image.startswith("Nifti2") else nib.Nifti1Image
+    shape = tuple(int(n) for n in like.header.get_data_shape())
+    nifti = cls(scores.reshape(shape), None, header)
+    write_atomically(path, lambda partial: _save(nifti, partial))
+
+
+def _save(nifti: Any, path: Path) -> None:
+    with nib.openers.Opener(str(path), "wb", compresslevel=COMPRESSION_LEVEL) as stream:
+        nifti.file_map["image"].fileobj = stream
+        nifti.to_file_map()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a file so that it is either whole or absent: ``write`` fills a hidden neighbour, which is renamed.
+
+    Raises:
+        OSError: as ``write`` or the rename raised it; the hidden neighbour is removed.
+    """
+    handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix="-" + path.name, dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        write(partial)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

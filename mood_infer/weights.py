@@ -1,0 +1,168 @@
+"""Weights on disk: one folder a region, a manifest and one safetensors file a member.
+
+Layout: ``weights/<region>/manifest.json`` beside ``<member>.safetensors`` in half precision. A file is
+hashed before it is parsed, and nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+
+from mood_infer.challenge import Region
+from mood_infer.errors import WeightsError
+from mood_infer.intensity import IntensityRule
+from mood_infer.network import NetworkConfig, build_network
+
+MANIFEST_NAME = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Member(_Record):
+    """One network of the ensemble and how it was made.
+
+    Attributes:
+        file: name of the safetensors file beside the manifest.
+        sha256: of that file, in hex.
+        preset: name of the training preset.
+        fold: 0-4, the fold left out of its training.
+        edges: how its synthetic anomalies ended: hard or smooth.
+        steps: optimiser steps in all, those of a start from another member included.
+        seed: of the last run.
+        data: name of the training data set.
+        data_sha256: over the training scans' names and contents.
+        licence: of the training data.
+        code_version: of this software, with the commit where known.
+        hardware: processor or accelerator.
+        minutes: wall time in all.
+        started_from: file or note of the member it was started from, if any.
+    """
+
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    preset: str
+    fold: int = Field(ge=0)
+    edges: Literal["hard", "smooth"]
+    steps: int = Field(ge=0)
+    seed: int
+    data: str
+    data_sha256: str
+    licence: str
+    code_version: str
+    hardware: str
+    minutes: float
+    started_from: str | None = None
+
+
+class Manifest(_Record):
+    """What the weights of a region are and how they must be used.
+
+    Attributes:
+        region: brain or abdom.
+        network: widths of every member.
+        intensity: rule that takes a scan to [0,1].
+        spacing: of the working grid, in mm.
+        window: side of the sliding window, in voxels.
+        overlap: of neighbouring windows, share of the side in [0,1).
+        sigma: of the windows' Gaussian weights, share of the side.
+        members: in the order in which they run.
+    """
+
+    format: Literal[1] = 1
+    region: Region
+    network: NetworkConfig
+    intensity: IntensityRule
+    spacing: float = Field(gt=0)
+    window: int = Field(gt=0)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    sigma: float = Field(default=0.125, gt=0)
+    members: tuple[Member, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        if self.window % self.network.divisor:
+            raise ValueError(f"window {self.window} is not a multiple of {self.network.divisor}")
+        if len({member.file for member in self.members}) != len(self.members):
+            raise ValueError("two members share a file")
+        return self
+
+    def digest(self) -> str:
+        """12 hex digits that change whenever anything that shapes the maps does."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json`` of a region's folder.
+
+    Raises:
+        WeightsError: it is missing or not valid; the text names the file and the field.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{path}: no manifest can be read there; give a folder made by mood-train export.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise WeightsError(f"{path}: {field}: {first['msg']}; export the weights again.") from error
+
+
+def read_member(folder: Path, member: Member) -> dict[str, torch.Tensor]:
+    """Read one member's tensors, after its checksum was found right.
+
+    Raises:
+        WeightsError: the file is missing, or not the one the manifest names.
+    """
+    path = folder / member.file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read; copy the weights again.") from error
+    if hashlib.sha256(content).hexdigest() != member.sha256:
+        raise WeightsError(f"{path}: its sha256 is not the one in {MANIFEST_NAME}; copy the weights again.")
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: not a safetensors file; export the weights again.") from error
+
+
+def load_member(folder: Path, manifest: Manifest, member: Member) -> nn.Module:
+    """One network in float32 and evaluation mode, its gradients off.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or of another network.
+    """
+    network = build_network(manifest.network)
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read_member(folder, member).items()}
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"{folder / member.file}: does not fit the network in {MANIFEST_NAME}; export again.") from error
+    return network.eval().requires_grad_(False)
+
+
+def save_member(path: Path, network: nn.Module) -> str:
+    """Write a network's parameters and statistics in half precision and return the file's sha256."""
+    tensors = {
+        name: tensor.detach().cpu().half().contiguous() if tensor.is_floating_point() else tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    content = safetensors.torch.save(tensors)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``, for people to read and for diffs to show."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+    (folder / MANIFEST_NAME).write_text(text)
