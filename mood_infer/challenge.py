@@ -1,10 +1,13 @@
-"""The challenge's contract in one place: regions, modes and the names of output files.
+"""The challenge's contract in one place: regions, modes, input and output files.
 
-Nothing here imports more than the standard library, so the names are known before torch is loaded.
+Nothing here imports more than the standard library: names and paths are checked before torch is loaded.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+
+from mood_infer.errors import UserError
 
 SCAN_SUFFIXES = (".nii.gz", ".nii")
 
@@ -31,3 +34,36 @@ def is_scan(path: Path) -> bool:
 def output_path(scan: Path, output_folder: Path, mode: Mode) -> Path:
     """Where the result of a scan goes: ``case.nii.gz`` (pixel) or ``case.nii.gz.txt`` (sample)."""
     return output_folder / (scan.name if mode is Mode.PIXEL else f"{scan.name}.txt")
+
+
+def find_scans(source: Path) -> list[Path]:
+    """The scans of a folder, sorted by name, or the one file; hidden files and subfolders are ignored.
+
+    Raises:
+        UserError: there is nothing at that path, it cannot be listed, or the file is not named like a scan.
+    """
+    try:
+        if source.is_dir():
+            return sorted(path for path in source.iterdir() if is_scan(path) and not path.is_dir())
+        source.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: there is no such file or folder; check the path.") from error
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}; check its permissions.") from error
+    if not is_scan(source):
+        raise UserError(f"{source}: not named like a scan; give a .nii or .nii.gz file, or a folder of them.")
+    return [source]
+
+
+def prepare_output(scans: Sequence[Path], output: Path, mode: Mode) -> None:
+    """Make the output folder if it is missing.
+
+    Raises:
+        UserError: it cannot be made, or maps written to it would replace the scans themselves.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if mode is Mode.PIXEL and any(scan.resolve().parent == output.resolve() for scan in scans):
+            raise UserError(f"{output}: maps would replace the scans; give another output folder.")
+    except OSError as error:
+        raise UserError(f"{output}: {error.strerror}; give an output folder that can be made.") from error

@@ -26,8 +26,8 @@ class MedianRule(BaseModel):
         tissue = array[array > 0]
         if tissue.size == 0:
             return np.zeros_like(array)
-        gain = np.float32(self.median_to / float(np.median(tissue)))
-        return np.clip(array * gain, 0, 1)
+        white = np.float32(min(float(np.median(tissue)) / self.median_to, float(np.finfo(np.float32).max)))
+        return np.clip(array, 0, white) / white  # cut first: a product could overflow
 
 
 class CurveRule(BaseModel):

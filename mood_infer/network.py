@@ -1,8 +1,33 @@
 """The paper's U-Net (section 2.2), as MONAI's DynUNet."""
 
-from monai.networks.nets import DynUNet
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
+
+
+@contextmanager
+def _without_matplotlib() -> Iterator[None]:
+    """Let imports of matplotlib fail for now, as if it were not installed.
+
+    MONAI imports pyplot wherever it can, and that fails in a read-only container, which has neither a HOME
+    nor a /tmp to write to. Nothing used here draws.
+    """
+    block = "matplotlib" not in sys.modules
+    if block:
+        sys.modules["matplotlib"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if block:
+            del sys.modules["matplotlib"]
+
+
+with _without_matplotlib():
+    from monai.networks.nets import DynUNet
 
 
 class NetworkConfig(BaseModel):
@@ -45,3 +70,22 @@ def build_network(config: NetworkConfig) -> nn.Module:
         deep_supervision=True,
         deep_supr_num=DEEP_SUPERVISION_HEADS,
     )
+
+
+def window_logits(network: nn.Module, windows: Tensor) -> Tensor:
+    """What a network in evaluation says of some windows, its last layer always computed in float32.
+
+    Under autocast the rest runs in 16 bits. Left there, the logits would be rounded to 8 or 11 bits, and
+    the voxels with the highest scores, which an average precision lives on, would tie.
+
+    Args:
+        network: as :func:`build_network` makes it.
+        windows: (B, 1, w, w, w) intensities in [0,1].
+
+    Returns:
+        (B, 1, w, w, w) float32 logits.
+    """
+    features = network.skip_layers(windows)  # type: ignore[operator]
+    with torch.autocast(windows.device.type, enabled=False):
+        logits: Tensor = network.output_block(features.float())  # type: ignore[operator]
+    return logits

@@ -1,6 +1,7 @@
 """From a map to one number a scan."""
 
 import numpy as np
+import torch
 
 from mood_infer.volume import Array3D
 
@@ -18,5 +19,6 @@ def sample_score(scores: Array3D) -> float:
     """
     flat = scores.ravel()
     count = min(TOP_VOXELS, flat.size)
-    top = np.partition(flat, flat.size - count)[-count:]
+    # topk, because numpy's partition takes seconds where most voxels are tied at 0
+    top = torch.topk(torch.from_numpy(flat), count, sorted=False).values.numpy()
     return float(np.clip(top.mean(dtype=np.float64), 0, 1))

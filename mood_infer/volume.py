@@ -5,6 +5,7 @@ mended is listed in its ``warnings``. A file that is not a 3D scan raises :class
 """
 
 import contextlib
+import gzip
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
 from mood_infer.errors import ScanError
@@ -22,6 +24,7 @@ Array3D = NDArray[np.float32]
 Affine = NDArray[np.float64]
 
 PARTIAL_PREFIX = ".mood-partial-"
+CHUNK_BYTES = 2**20
 COMPRESSION_LEVEL = 1  # anomaly maps are noise to gzip: higher levels cost seconds and save a few percent
 
 
@@ -52,7 +55,8 @@ def read_volume(path: Path) -> Volume:
         ScanError: the file is missing, broken, not NIfTI, empty, not 3D, or not of real scalars.
     """
     try:
-        image = nib.load(path)
+        with LoggingOutputSuppressor():  # what nibabel would say of the header is among our warnings
+            image = nib.load(path)
     except FileNotFoundError as error:
         raise ScanError(path, "there is no such file", "check the path") from error
     except Exception as error:  # nibabel raises many kinds for a file that is no image
@@ -61,18 +65,37 @@ def read_volume(path: Path) -> Volume:
         raise ScanError(path, f"a {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
     _check_kind(path, image)
     try:
-        stored = np.asarray(image.dataobj, dtype=np.float32)
+        stored, header = _read_to_the_end(path, type(image))
+    except MemoryError:
+        raise
     except Exception as error:  # truncated or corrupt data surfaces as one of zlib, gzip, EOF, OS, Value
         raise ScanError(path, "the voxel data is damaged or cut short", "copy the file again") from error
     array, intensity_warnings = _finite(stored.reshape(stored.shape[:3]))
-    affine, geometry_warnings = _usable_affine(image)
-    return Volume(array, affine, image.header.copy(), intensity_warnings + geometry_warnings)
+    affine, geometry_warnings = _usable_affine(image, header)
+    return Volume(array, affine, header, intensity_warnings + geometry_warnings)
+
+
+def _read_to_the_end(path: Path, kind: Any) -> tuple[Array3D, Any]:
+    """The voxels and the header just as it is stored.
+
+    The end matters: there lies the checksum of a ``.gz`` stream, and reading the voxels stops before it.
+    """
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream, LoggingOutputSuppressor():
+        header = kind.header_class.from_fileobj(stream, check=False)
+        stream.seek(0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is mended as not finite
+            stored = np.asarray(kind.from_stream(stream).dataobj, dtype=np.float32)
+        while stream.read(CHUNK_BYTES):
+            pass
+    return stored, header
 
 
 def _check_kind(path: Path, image: Any) -> None:
     dtype = image.get_data_dtype()
     if dtype.fields is not None or dtype.kind == "c":
-        raise ScanError(path, f"voxels are of type {dtype}, not one real number each", "convert it to grey values")
+        raise ScanError(
+            path, f"voxels are of type {dtype}, not one real number each", "convert it to grey values"
+        )
     shape = image.shape
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
         raise ScanError(path, f"has shape {shape}, not that of one 3D scan", "give one 3D volume a file")
@@ -91,17 +114,20 @@ def _finite(array: Array3D) -> tuple[Array3D, tuple[str, ...]]:
     )
 
 
-def _usable_affine(image: Any) -> tuple[Affine, tuple[str, ...]]:
+def _usable_affine(image: Any, header: Any) -> tuple[Affine, tuple[str, ...]]:
     affine = np.asarray(image.affine, dtype=np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0) if np.isfinite(affine).all() else np.zeros(3)
     # relative to the axis lengths, so that a small spacing is not taken for a singular one
     if lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
-        return affine, ()
+        stored = np.asarray(header["pixdim"][1:4])
+        if (stored > 0).all():
+            return affine, ()
+        text = " x ".join(f"{length:g}" for length in stored)
+        return affine, (f"the stored spacing is {text} mm; the affine was used as it is",)
     spacing = np.abs(np.asarray(image.header["pixdim"][1:4], dtype=np.float64))
     spacing = np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
-    return np.diag([*spacing, 1.0]), (
-        f"the affine is singular; {spacing[0]:g} x {spacing[1]:g} x {spacing[2]:g} mm along the stored axes was used",
-    )
+    text = " x ".join(f"{length:g}" for length in spacing)
+    return np.diag([*spacing, 1.0]), (f"the affine is singular; {text} mm along the stored axes was used",)
 
 
 def write_map(path: Path, scores: Array3D, like: Volume, description: str = "") -> None:
@@ -128,23 +154,30 @@ def write_map(path: Path, scores: Array3D, like: Volume, description: str = "") 
     image = type(header).__name__  # Nifti1Header or Nifti2Header
     cls = nib.Nifti2Image if image.startswith("Nifti2") else nib.Nifti1Image
     shape = tuple(int(n) for n in like.header.get_data_shape())
-    nifti = cls(scores.reshape(shape), None, header)
+    with LoggingOutputSuppressor():
+        nifti = cls(scores.reshape(shape), None, header)
+    nifti.header["pixdim"] = like.header["pixdim"]  # nibabel mends a spacing of 0, but the scan has it
     write_atomically(path, lambda partial: _save(nifti, partial))
 
 
 def _save(nifti: Any, path: Path) -> None:
-    with nib.openers.Opener(str(path), "wb", compresslevel=COMPRESSION_LEVEL) as stream:
-        nifti.file_map["image"].fileobj = stream
-        nifti.to_file_map()
+    with path.open("wb") as stream:
+        if path.suffix == ".gz":
+            # no name and no time inside: the same map gives the same bytes
+            with gzip.GzipFile("", "wb", COMPRESSION_LEVEL, stream, mtime=0) as packed:
+                nifti.to_stream(packed)
+        else:
+            nifti.to_stream(stream)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Make a file so that it is either whole or absent: ``write`` fills a hidden neighbour, which is renamed.
 
     Raises:
         OSError: as ``write`` or the rename raised it; the hidden neighbour is removed.
     """
-    handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix="-" + path.name, dir=path.parent)
+    # the end of the name tells the format; all of it might exceed what a file system allows
+    handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix="-" + path.name[-20:], dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:

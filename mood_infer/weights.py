@@ -23,6 +23,12 @@ from mood_infer.network import NetworkConfig, build_network
 MANIFEST_NAME = "manifest.json"
 
 
+MOUNTED_WEIGHTS = Path("/weights")  # a folder that whoever runs the container may mount
+OWN_WEIGHTS = (
+    Path(__file__).resolve().parent.parent / "weights"
+)  # beside the package, in a checkout or the image
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +40,7 @@ class Member(_Record):
         file: name of the safetensors file beside the manifest.
         sha256: of that file, in hex.
         preset: name of the training preset.
-        fold: 0-4, the fold left out of its training.
+        fold: the fold left out of its training; None if it saw all five.
         edges: how its synthetic anomalies ended: hard or smooth.
         steps: optimiser steps in all, those of a start from another member included.
         seed: of the last run.
@@ -50,7 +56,7 @@ class Member(_Record):
     file: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     preset: str
-    fold: int = Field(ge=0)
+    fold: int | None = Field(ge=0)
     edges: Literal["hard", "smooth"]
     steps: int = Field(ge=0)
     seed: int
@@ -100,6 +106,22 @@ class Manifest(_Record):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
+def find_weights(region: Region, folder: Path | None = None) -> Path:
+    """The folder that holds the manifest of a region; whether there is one shows when it is read.
+
+    Args:
+        region: brain or abdom.
+        folder: the region's own folder, or one with a folder for each region. Without it
+            ``/weights/<region>`` is taken where that has a manifest, else ``weights/<region>`` beside the
+            package.
+    """
+    if folder is not None:
+        inner = folder / region
+        return inner if (inner / MANIFEST_NAME).is_file() else folder
+    mounted = MOUNTED_WEIGHTS / region
+    return mounted if (mounted / MANIFEST_NAME).is_file() else OWN_WEIGHTS / region
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check ``manifest.json`` of a region's folder.
 
@@ -110,7 +132,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise WeightsError(f"{path}: no manifest can be read there; give a folder made by mood-train export.") from error
+        raise WeightsError(
+            f"{path}: no manifest can be read there; give a folder made by mood-train export."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
@@ -136,6 +160,15 @@ def read_member(folder: Path, member: Member) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path}: not a safetensors file; export the weights again.") from error
 
 
+def verify_member(folder: Path, member: Member) -> str | None:
+    """What is wrong with a member's file, in a word or two; None where its checksum is right."""
+    try:
+        right = hashlib.sha256((folder / member.file).read_bytes()).hexdigest() == member.sha256
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if right else "damaged"
+
+
 def load_member(folder: Path, manifest: Manifest, member: Member) -> nn.Module:
     """One network in float32 and evaluation mode, its gradients off.
 
@@ -143,23 +176,37 @@ def load_member(folder: Path, manifest: Manifest, member: Member) -> nn.Module:
         WeightsError: the file is missing, damaged, or of another network.
     """
     network = build_network(manifest.network)
-    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read_member(folder, member).items()}
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_member(folder, member).items()
+    }
+    path = folder / member.file
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise WeightsError(f"{path}: holds numbers that are not finite; train this member again.")
+    misfit = f"{path}: does not fit the network in {MANIFEST_NAME}; export the weights again."
+    if tensors.keys() != _own_tensors(network).keys():
+        raise WeightsError(misfit)
     try:
-        network.load_state_dict(tensors)
+        network.load_state_dict(tensors, strict=False)  # the names left out are others for the same tensors
     except RuntimeError as error:
-        raise WeightsError(f"{folder / member.file}: does not fit the network in {MANIFEST_NAME}; export again.") from error
+        raise WeightsError(misfit) from error
     return network.eval().requires_grad_(False)
 
 
 def save_member(path: Path, network: nn.Module) -> str:
     """Write a network's parameters and statistics in half precision and return the file's sha256."""
     tensors = {
-        name: tensor.detach().cpu().half().contiguous() if tensor.is_floating_point() else tensor.detach().cpu().contiguous()
-        for name, tensor in network.state_dict().items()
+        name: (tensor.detach().half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in _own_tensors(network).items()
     }
     content = safetensors.torch.save(tensors)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _own_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, each once: a DynUNet's state_dict has two names for most of them."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

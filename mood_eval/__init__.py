@@ -1,0 +1,1 @@
+"""Says how good the maps are: validation anomalies, exact metrics, reports."""

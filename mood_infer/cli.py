@@ -1,0 +1,175 @@
+"""The command line: ``mood-infer predict`` and ``mood-infer weights``.
+
+Exit codes: 0 all scans are done; 1 some failed; 2 the command cannot be run as given; 3 the weights were
+refused; 130 and 143 ended by SIGINT and SIGTERM, with no half-written file left.
+
+What needs torch is imported inside the commands: ``--help`` and usage errors answer at once.
+"""
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from mood_infer import __version__
+from mood_infer.challenge import Mode, Region, find_scans, prepare_output
+from mood_infer.errors import UserError, WeightsError
+
+EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS = 1, 2, 3
+
+EPILOG = (
+    "Exit codes: 0 all scans are done, 1 some failed, 2 the command cannot be run as given, "
+    "3 the weights were refused, 130 and 143 ended by a signal."
+)
+
+app = typer.Typer(
+    name="mood-infer",
+    help=__doc__.splitlines()[0] if __doc__ else None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class DeviceName(StrEnum):
+    """Where the networks run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    console = _console()
+    try:
+        app()
+    except WeightsError as error:
+        console.print(str(error))
+        sys.exit(EXIT_WEIGHTS)
+    except UserError as error:
+        console.print(str(error))
+        sys.exit(EXIT_USAGE)
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Find what does not belong in a 3D scan."""
+    if version:
+        typer.echo(f"mood-infer {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=EPILOG)
+def predict(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A scan (.nii, .nii.gz) or a folder of scans.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="The folder for the results; made if missing.")
+    ],
+    region: Annotated[Region, typer.Option(help="What the scans show.")],
+    mode: Annotated[Mode, typer.Option(help="A map of scores, or one score, for each scan.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Redo results that are whole and of the same weights.")
+    ] = False,
+    device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also draw the scans done now, and write run.json, here."),
+    ] = None,
+) -> None:
+    """Score scans: for each one a map (pixel) or a text file with one number (sample).
+
+    One bad file never stops the rest. What is already there, whole and of the same weights, is not redone.
+    """
+    console = _console()
+    scans = find_scans(source)
+    prepare_output(scans, output, mode)
+    if not scans:
+        console.print(f"{source}: no .nii or .nii.gz file in it; nothing to do.")
+        return
+
+    import torch
+
+    from mood_infer.job import Job, State
+    from mood_infer.predictor import Predictor
+    from mood_infer.progress import Log
+    from mood_infer.report import Report
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    predictor = Predictor.load(region, weights, device.value)
+    pages = None
+    if report is not None:
+        settings = {"input": source, "output": output, "region": region, "mode": mode, "overwrite": overwrite}
+        pages = Report(report, {name: str(value) for name, value in settings.items()}).open()
+    job = Job(predictor, mode, output, overwrite, pages)
+    with Log(console) as log:
+        outcomes = job.run(scans, log)
+    if pages is not None:
+        pages.close(predictor, outcomes)
+    counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if counts[State.FAILED]:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command("weights", epilog=EPILOG)
+def list_weights(
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
+    ] = None,
+) -> None:
+    """List the networks of both regions and verify their checksums."""
+    from rich.table import Table
+
+    from mood_infer.weights import find_weights, read_manifest, verify_member
+
+    console = Console()
+    refused = 0
+    for region in Region:
+        folder = find_weights(region, weights)
+        try:
+            manifest = read_manifest(folder)
+        except WeightsError as error:
+            console.print(f"{region}: {error}", soft_wrap=True, highlight=False, markup=False)
+            refused += 1
+            continue
+        table = Table(
+            "member", "fold", "edges", "steps", "size", "sha256", title=f"{region}: {manifest.digest()}"
+        )
+        for member in manifest.members:
+            path = folder / member.file
+            problem = verify_member(folder, member)
+            size = f"{path.stat().st_size / 1e6:.1f} MB" if path.is_file() else "-"
+            table.add_row(
+                member.file, str(member.fold), member.edges, str(member.steps), size, problem or "ok"
+            )
+            refused += problem is not None
+        console.print(table)
+    if refused:
+        raise typer.Exit(EXIT_WEIGHTS)
+
+
+def _console() -> Console:
+    # one line stays one line when it is not a terminal, and file names are not markup
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)  # unwinds: half-written files are removed on the way

@@ -1,0 +1,174 @@
+"""Pictures for people: three planes through the worst voxel of a scan, and a record of the run."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mood_infer import __version__
+from mood_infer.errors import UserError
+from mood_infer.grid import Grid
+from mood_infer.predictor import AnomalyMap, Predictor
+from mood_infer.volume import Array3D, write_atomically
+
+if TYPE_CHECKING:
+    from mood_infer.job import Outcome
+
+RECORD_NAME = "run.json"
+RECORDED_PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "safetensors")
+HEAT = "inferno"
+# name, the axis looked along, and what lies at the left, right, bottom and top of the picture
+PLANES = (("axial", 2, "LRPA"), ("coronal", 1, "LRIS"), ("sagittal", 0, "PAIS"))
+
+
+def draw(
+    image: Array3D, scores: Array3D, grid: Grid, title: str, sample_score: float, crosshair: bool = True
+) -> bytes:
+    """Draw axial, coronal and sagittal planes through the voxel with the highest score.
+
+    The convention is neurological: the patient's right is on the right. Colours always span [0,1], and the
+    overlay is as opaque as the score is high, so pictures of different scans compare.
+
+    Args:
+        image: (X, Y, Z) in [0,1], axes in RAS order, on an isotropic grid.
+        scores: (X, Y, Z) in [0,1] on the same grid.
+        grid: that grid.
+        title: usually the file's name.
+        sample_score: of the whole scan, in [0,1].
+        crosshair: mark the voxel.
+
+    Returns:
+        A PNG file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    # the figure is drawn without pyplot, whose state is global and whose backend may want a display
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    peak = tuple(int(n) for n in np.unravel_index(int(scores.argmax()), scores.shape))
+    right, anterior, superior = (grid.affine @ [*peak, 1])[:3]
+    figure = Figure(figsize=(13, 5), layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3)
+    for panel, (name, axis, ends) in zip(axes, PLANES, strict=True):
+        grey, heat = (np.take(array, peak[axis], axis).T for array in (image, scores))
+        panel.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="equal")
+        panel.imshow(
+            heat, cmap=HEAT, vmin=0, vmax=1, alpha=np.clip(heat, 0, 1), origin="lower", aspect="equal"
+        )
+        across, up = (n for n in range(3) if n != axis)
+        if crosshair:
+            panel.axvline(peak[across], color="cyan", linewidth=0.6, alpha=0.7)
+            panel.axhline(peak[up], color="cyan", linewidth=0.6, alpha=0.7)
+        panel.set(xticks=[], yticks=[], title=name)
+        for letter, (x, y) in zip(ends, ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97)), strict=True):
+            panel.text(x, y, letter, color="white", ha="center", va="center", transform=panel.transAxes)
+    colours = ScalarMappable(cmap=HEAT)
+    colours.set_clim(0, 1)
+    figure.colorbar(colours, ax=axes, label="anomaly score", shrink=0.8)
+    place = f"R {right:.0f}, A {anterior:.0f}, S {superior:.0f} mm"
+    text = f"{title}\nsample score {sample_score:.3f}, highest voxel {scores[peak]:.3f} at {place}"
+    figure.suptitle(text, parse_math=False)  # a dollar in a file name is no formula
+    figure.supxlabel("neurological convention: the patient's right is on the right", fontsize="small")
+    stream = BytesIO()
+    canvas.print_png(stream)
+    return stream.getvalue()
+
+
+def check_matplotlib() -> None:
+    """Raise :class:`UserError` if pictures cannot be drawn here."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        text = "a report needs matplotlib; pip install 'mood-ood[demo]' or leave --report away."
+        raise UserError(text) from error
+    except OSError as error:
+        text = "matplotlib finds no folder to write to; set MPLCONFIGDIR to one or leave --report away."
+        raise UserError(text) from error
+
+
+@dataclass(frozen=True)
+class Report:
+    """A folder with a picture of each scan and ``run.json``, the record of the run.
+
+    Attributes:
+        folder: made if it is missing.
+        settings: what the run was asked to do, for the record.
+    """
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> "Report":
+        """Make the folder and see that pictures can be drawn.
+
+        Raises:
+            UserError: one of the two is not possible.
+        """
+        check_matplotlib()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: {error.strerror}; give a report folder that can be made."
+            ) from error
+        return self
+
+    def add(self, scan: Path, anomalies: AnomalyMap) -> Path:
+        """Write the picture of one scan, ``<scan name>.png``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        picture = draw(anomalies.image, anomalies.working, anomalies.grid, scan.name, anomalies.sample_score)
+        path = self.folder / f"{scan.name}.png"
+        write_atomically(path, lambda partial: _write(partial, picture))
+        return path
+
+    def close(self, predictor: Predictor, outcomes: Sequence["Outcome"]) -> Path:
+        """Write ``run.json``: settings, versions, weights, and what became of each scan.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        record = {
+            "settings": self.settings,
+            "versions": {"mood-infer": __version__, "python": platform.python_version()} | _versions(),
+            "weights": {"digest": predictor.digest, **predictor.manifest.model_dump(mode="json")},
+            "device": predictor.device,
+            "precision": predictor.precision,
+            "scans": [asdict(outcome) | {"scan": str(outcome.scan)} for outcome in outcomes],
+        }
+        path = self.folder / RECORD_NAME
+        content = (json.dumps(record, indent=1) + "\n").encode()
+        try:
+            write_atomically(path, lambda partial: _write(partial, content))
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); give another report folder."
+            ) from error
+        return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

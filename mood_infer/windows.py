@@ -1,0 +1,103 @@
+"""The sliding window (paper, section 3.1.1): overlapping windows, blended with Gaussian weights.
+
+The Gaussian is an outer product of three vectors, one an axis, and the windows stand on a product of three
+lists of starts; so the sum of all weights at a voxel is an outer product too, and is never accumulated.
+"""
+
+from collections.abc import Callable
+from itertools import islice, product
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Score = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]
+
+WEIGHT_FLOOR = 1e-3  # of a line of weights whose peak is 1, so that no voxel goes without weight
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """First voxel of each window along an axis of ``length`` >= ``window`` voxels.
+
+    Neighbours are ``round(window * (1 - overlap))`` voxels apart, at least one; the last window is moved
+    back to end with the axis.
+    """
+    step = max(1, round(window * (1 - overlap)))
+    return [*range(0, length - window, step), length - window]
+
+
+def line_weights(window: int, sigma: float) -> Tensor:
+    """(window,) float32 Gaussian about the window's middle, peak 1; ``sigma`` is a share of the window."""
+    offset = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
+    exponent = -0.5 * (offset / (sigma * window)) ** 2
+    return torch.exp(exponent - exponent.max()).clamp(min=WEIGHT_FLOOR).float()
+
+
+def slide(
+    volume: Tensor,
+    window: int,
+    overlap: float,
+    sigma: float,
+    score: Score,
+    batch: int = 1,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Blend the scores of all windows of a volume.
+
+    A volume shorter than the window along an axis is padded with zeros on both sides, and its scores are
+    cropped. Windows whose voxels all have one value, like air around a head, are scored once for each such
+    value: a network gives the same answer to the same window, so nothing is lost.
+
+    Args:
+        volume: (X, Y, Z) float32.
+        window: side of the cubic windows, in voxels.
+        overlap: of neighbouring windows, share of the side in [0,1).
+        sigma: of the Gaussian weights, share of the side.
+        score: from (B, 1, w, w, w) to the same shape; its answer for a window must depend on nothing else.
+        batch: windows given to ``score`` at once.
+        progress: called with the number of windows done and of all windows.
+
+    Returns:
+        (X, Y, Z) float32 on the device of ``volume``: at each voxel the weighted mean of the scores of the
+        windows that cover it.
+    """
+    padding = [(max(0, window - n) // 2, max(0, window - n) - max(0, window - n) // 2) for n in volume.shape]
+    padded = functional.pad(volume, [n for pair in reversed(padding) for n in pair])
+    starts = [window_starts(n, window, overlap) for n in padded.shape]
+    line = line_weights(window, sigma).to(padded.device)
+    weights = line[:, None, None] * line[:, None] * line
+    total = torch.zeros_like(padded, dtype=torch.float32)
+    memo: dict[float, Tensor] = {}
+    corners = product(*starts)
+    done, count = 0, len(starts[0]) * len(starts[1]) * len(starts[2])
+    while places := [tuple(slice(n, n + window) for n in corner) for corner in islice(corners, batch)]:
+        scores = _score_windows([padded[place] for place in places], score, memo)
+        for place, scored in zip(places, scores, strict=True):
+            total[place].addcmul_(scored, weights)
+        done += len(places)
+        if progress is not None:
+            progress(done, count)
+    for axis, firsts in enumerate(starts):
+        sums = torch.zeros(padded.shape[axis], device=padded.device)
+        for first in firsts:
+            sums[first : first + window] += line
+        total /= sums.reshape([-1 if other == axis else 1 for other in range(3)])
+    inner = tuple(slice(before, before + n) for (before, _), n in zip(padding, volume.shape, strict=True))
+    return total[inner]
+
+
+def _score_windows(windows: list[Tensor], score: Score, memo: dict[float, Tensor]) -> list[Tensor]:
+    """(w, w, w) scores of each window; those of constant windows are kept in ``memo`` and found there."""
+    values = [_only_value(window) for window in windows]
+    for window, value in zip(windows, values, strict=True):
+        if value is not None and value not in memo:
+            memo[value] = score(window[None, None])[0, 0].float()
+    varied = [window for window, value in zip(windows, values, strict=True) if value is None]
+    fresh = iter(score(torch.stack(varied)[:, None])[:, 0].float() if varied else ())
+    return [next(fresh) if value is None else memo[value] for value in values]
+
+
+def _only_value(window: Tensor) -> float | None:
+    low, high = (float(bound) for bound in torch.aminmax(window))
+    return low if low == high else None

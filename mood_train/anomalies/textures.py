@@ -1,0 +1,114 @@
+"""Textures of synthetic anomalies: foreign patches from a memory bank, augmented (paper, section 2.1)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from monai.transforms import Compose, RandGaussianNoise, RandRotate, RandShiftIntensity
+
+from mood_infer.volume import Array3D
+from mood_train.data import CachedScan, cut, draw_centre
+from mood_train.seeds import generator, seed_transform
+
+DRAWS = 10
+SINGLE_SUBJECT = "every scan is of the same subject; foreign patches of others need a second one"
+
+
+@dataclass(frozen=True)
+class ForeignPatch:
+    """A cube of a scan, to be blended into another place or another scan.
+
+    Attributes:
+        array: (S, S, S) float32 in [0,1].
+        scan: index of the scan it was cut from.
+    """
+
+    array: Array3D
+    scan: int
+
+
+class MemoryBank:
+    """K patches of the training set, one of them replaced for every image processed.
+
+    Patch j is a pure function of the seed and j, and image i sees patches i - K to i - 1: the bank needs no
+    memory of its own, is the same in every worker, and a resumed run finds it as it was.
+    """
+
+    def __init__(self, scans: list[CachedScan], size: int, side: int, seed: int) -> None:
+        """Take ``size`` patches of ``side`` voxels from ``scans``."""
+        self._scans, self._size, self._side, self._seed = scans, size, side, seed
+
+    def patch(self, number: int) -> ForeignPatch:
+        """The patch with this number, any integer: cut around a random body voxel of a random scan."""
+        rng = self._generator(number)
+        index = int(rng.integers(len(self._scans)))
+        scan = self._scans[index]
+        return ForeignPatch(cut(scan.image, draw_centre(scan, rng), self._side), index)
+
+    def draw(self, image_number: int, subject: str, rng: np.random.Generator) -> ForeignPatch:
+        """A random patch of the bank as image ``image_number`` finds it, never of the given subject.
+
+        Raises:
+            LookupError: all scans are of that subject.
+        """
+        if all(scan.subject == subject for scan in self._scans):
+            raise LookupError(SINGLE_SUBJECT)
+        slots = image_number - 1 - rng.permutation(self._size)
+        for slot in slots:
+            index = int(self._generator(int(slot)).integers(len(self._scans)))
+            if self._scans[index].subject != subject:
+                return self.patch(int(slot))
+        # a small bank may hold this subject alone: the next patch of another one, further back
+        slot = image_number - 1 - self._size
+        while self._scans[int(self._generator(slot).integers(len(self._scans)))].subject == subject:
+            slot -= 1
+        return self.patch(slot)
+
+    def _generator(self, number: int) -> np.random.Generator:
+        return generator(self._seed, "bank", number)
+
+
+def same_scan_patch(
+    scan: CachedScan, index: int, away_from: np.ndarray, side: int, rng: np.random.Generator
+) -> ForeignPatch:
+    """A patch from another place of the same scan, flipped at random.
+
+    Args:
+        scan: the scan.
+        index: its index, for the record.
+        away_from: (3,) voxel the image's own crop is centred on; the farthest of two draws is taken that
+            lies at least half a side away, or the farthest of ten.
+        side: of the patch, in voxels.
+        rng: source of the draws.
+    """
+    far, best = -1.0, away_from
+    for _ in range(DRAWS):
+        centre = draw_centre(scan, rng)
+        distance = float(np.abs(centre - away_from).max())
+        if distance > far:
+            far, best = distance, centre
+        if far >= side / 2:
+            break
+    array = cut(scan.image, best, side)
+    axes = tuple(int(axis) for axis in np.flatnonzero(rng.random(3) < 0.5))
+    return ForeignPatch(np.flip(array, axes).copy(), index)
+
+
+_AUGMENT = Compose(
+    [
+        RandShiftIntensity(offsets=0.2, prob=0.2),
+        RandGaussianNoise(std=0.2, prob=0.2, sample_std=False),
+        RandRotate(range_x=1.0, range_y=1.0, range_z=1.0, prob=0.2, padding_mode="reflection"),
+    ]
+)
+
+
+def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
+    """Random shift (to 0.2), noise (0.2) and rotation (to 1 rad an axis), each at odds of 0.2.
+
+    Args:
+        patch: (S, S, S) float32 in [0,1]; the result is clipped to that.
+        rng: source of the draws.
+    """
+    seed_transform(_AUGMENT, rng)
+    augmented = np.asarray(_AUGMENT(patch[None]), dtype=np.float32)[0]
+    return np.clip(augmented, 0, 1)

@@ -1,0 +1,81 @@
+"""Augmentation of normal patches, by MONAI, as the paper's published code has it."""
+
+import numpy as np
+from monai.transforms import (
+    CenterSpatialCropd,
+    Compose,
+    RandAdjustContrast,
+    RandBiasField,
+    RandFlipd,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandRotate90d,
+    RandRotated,
+    RandScaleIntensity,
+    RandZoomd,
+)
+from numpy.typing import NDArray
+
+from mood_infer.volume import Array3D
+from mood_train.config import PatchConfig
+from mood_train.seeds import seed_transform
+
+RATE = 0.1
+BOTH = ("image", "body")
+
+
+class Augmentation:
+    """Turns a crop and its body mask into a training patch of the window's size."""
+
+    def __init__(self, config: PatchConfig) -> None:
+        """Set up the transforms; each call seeds them anew."""
+        modes = ("bilinear", "nearest")
+        self._place = Compose(
+            [
+                *(RandFlipd(BOTH, prob=RATE, spatial_axis=axis) for axis in range(3)),
+                RandRotate90d(BOTH, prob=RATE, max_k=3, spatial_axes=(0, 1)),
+                RandZoomd(
+                    BOTH,
+                    prob=RATE,
+                    min_zoom=0.9,
+                    max_zoom=1.1,
+                    mode=("trilinear", "nearest"),
+                    align_corners=(True, None),
+                    padding_mode="constant",
+                ),
+                RandRotated(
+                    BOTH, prob=RATE, range_x=0.1, range_y=0.1, range_z=0.1, mode=modes, padding_mode="zeros"
+                ),
+                CenterSpatialCropd(BOTH, roi_size=config.window),
+            ]
+        )
+        self._intensity = Compose(
+            [
+                RandGaussianNoise(prob=RATE, std=0.01),
+                RandBiasField(prob=RATE, coeff_range=(-0.3, 0.3)),
+                RandGaussianSmooth(prob=RATE),
+                RandAdjustContrast(prob=RATE, gamma=(0.5, 1.5)),
+                RandScaleIntensity(factors=config.gain, prob=config.gain_rate),
+            ]
+        )
+
+    def __call__(
+        self, image: Array3D, body: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[Array3D, NDArray[np.bool_]]:
+        """Augment one crop.
+
+        Args:
+            image: (C, C, C) in [0,1], C the window times the margin.
+            body: (C, C, C) boolean.
+            rng: source of the draws.
+
+        Returns:
+            Image in [0,1], float32, and body, boolean, both (W, W, W); voxels that were exactly 0 stay 0.
+        """
+        seed_transform(self._place, rng)
+        seed_transform(self._intensity, rng)
+        placed = self._place({"image": image[None], "body": body[None].astype(np.float32)})
+        empty = np.asarray(placed["image"]) == 0
+        patch = np.asarray(self._intensity(placed["image"]), dtype=np.float32)
+        patch = np.clip(np.where(empty, 0, patch), 0, 1)
+        return patch[0], np.asarray(placed["body"])[0] > 0.5

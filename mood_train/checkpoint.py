@@ -1,0 +1,80 @@
+"""Checkpoints: all that a run needs to go on bit for bit, written atomically; no object is unpickled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mood_infer.errors import UserError
+from mood_infer.volume import write_atomically
+from mood_train.config import RunConfig
+
+CHECKPOINT_NAME = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two steps.
+
+    Attributes:
+        config: of the run, as JSON.
+        data_sha256: over the training scans.
+        data_count: number of training scans.
+        step: optimiser steps done.
+        seconds: wall time spent in training.
+        steps_before: steps behind the weights this run started from.
+        minutes_before: wall time behind them.
+        network: parameters and statistics.
+        optimiser: state of AdamW.
+        ema: averaged parameters and statistics, or None.
+    """
+
+    config: str
+    data_sha256: str
+    data_count: int
+    step: int
+    seconds: float
+    steps_before: int
+    minutes_before: float
+    network: dict[str, Any]
+    optimiser: dict[str, Any]
+    ema: dict[str, Any] | None
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, atomically."""
+    write_atomically(path, lambda file: torch.save(vars(checkpoint), file))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint with ``weights_only=True``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no checkpoint; train first with mood-train fit.") from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{path}: not a checkpoint of this software; remove it to start anew.") from error
+
+
+def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_sha256: str) -> None:
+    """Refuse to go on with another configuration or other data; more time or steps are allowed.
+
+    Raises:
+        UserError: something that decides what the run computes has changed; the text names it.
+    """
+    before = RunConfig.model_validate_json(checkpoint.config)
+    for name in ("region", "edges", "fold", "seed"):
+        if getattr(before, name) != getattr(config, name):
+            value = getattr(before, name)
+            raise UserError(f"{path}: was made with {name} {value}; give the same, or another --out.")
+    steps = {"steps": config.preset.optimiser.steps}
+    optimiser = before.preset.optimiser.model_copy(update=steps)
+    if before.preset.model_copy(update={"optimiser": optimiser}) != config.preset:
+        raise UserError(f"{path}: was made with another preset; give the same, or another --out.")
+    if checkpoint.data_sha256 != data_sha256:
+        raise UserError(f"{path}: was made with other scans; give the same, or another --out.")

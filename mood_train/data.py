@@ -1,0 +1,180 @@
+"""Normal scans, put on the preset's grid once and memory-mapped from a cache folder."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+from scipy import ndimage
+
+from mood_infer.challenge import is_scan
+from mood_infer.errors import ScanError, UserError
+from mood_infer.intensity import MedianRule
+from mood_infer.preparation import prepare
+from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
+from mood_train.config import RegionConfig
+
+CACHE_FORMAT = 1  # raise when what is cached changes
+HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
+
+
+@dataclass(frozen=True)
+class CachedScan:
+    """A scan on the working grid, cut to the box of its voxels above 0; beyond it there is only 0.
+
+    Attributes:
+        name: file name of the scan.
+        subject: whom it shows; scans of one subject are never foreign to each other.
+        image: (X, Y, Z) float16 in [0,1], RAS, memory-mapped.
+        body: (X, Y, Z) boolean, memory-mapped.
+        places: (N, 3) int16 body voxels that patches are centred on, spread evenly.
+        sha256: of the file, in hex.
+    """
+
+    name: str
+    subject: str
+    image: NDArray[np.float16]
+    body: NDArray[np.bool_]
+    places: NDArray[np.int16]
+    sha256: str
+
+
+def list_scans(source: Path) -> list[Path]:
+    """The scans of a folder, or of a decathlon-style JSON list (``training``: names or ``image`` entries).
+
+    Raises:
+        UserError: there is nothing to train on, a listed file is missing, or two share a name.
+    """
+    if source.is_dir():
+        paths = sorted(path for path in source.iterdir() if is_scan(path))
+    else:
+        try:
+            entries = json.loads(source.read_text())["training"]
+            names = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{source}: neither a folder nor a list with a 'training' key; give one of them."
+            raise UserError(message) from error
+        paths = [source.parent / name for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: listed in {source.name} but not there; mend the list.")
+    if not paths:
+        raise UserError(f"{source}: no .nii or .nii.gz scans; give a folder of normal scans.")
+    doubled = [name for name, count in Counter(path.name for path in paths).items() if count > 1]
+    if doubled:
+        raise UserError(f"{doubled[0]}: two scans of {source.name} have this name; rename one.")
+    return paths
+
+
+def subject_of(name: str) -> str:
+    """Whom a file shows: ``sub-01`` of BIDS names, the part before ``_`` if it has a digit, else the stem."""
+    stem = re.sub(r"\.nii(\.gz)?$", "", name)
+    head = stem.split("_")[0]
+    return head if re.search(r"\d", head) else stem
+
+
+def load_scans(paths: list[Path], place: RegionConfig, cache: Path) -> list[CachedScan]:
+    """Prepare scans that are not in the cache yet, one at a time, and memory-map them all.
+
+    Args:
+        paths: scans to train on.
+        place: intensity rule, working grid and body rule.
+        cache: folder for the prepared scans: 3 bytes a voxel within the box of the voxels above 0.
+
+    Raises:
+        UserError: a scan cannot be read, or does not fit the region.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    return [_load(path, place, cache) for path in track(paths, "Preparing scans", transient=True)]
+
+
+def data_digest(scans: list[CachedScan]) -> str:
+    """sha256 over the scans' names and contents, in the order of the names."""
+    lines = sorted(f"{scan.name} {scan.sha256}\n" for scan in scans)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _load(path: Path, place: RegionConfig, cache: Path) -> CachedScan:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    key = hashlib.sha256(f"{CACHE_FORMAT} {sha256} {place.model_dump_json()}".encode()).hexdigest()[:24]
+    image_file, body_file = cache / f"{key}-image.npy", cache / f"{key}-body.npy"
+    if not (image_file.exists() and body_file.exists()):
+        volume = read_volume(path)
+        _check_region(path, volume, place)
+        prepared, _ = prepare(volume, place.intensity, place.spacing)
+        image, body = _box(prepared, body_mask(prepared, place))
+        if not body.any():
+            raise ScanError(path, "no voxel of it is body", "leave it out of the training data")
+        write_atomically(body_file, lambda file: _save(file, body))
+        write_atomically(image_file, lambda file: _save(file, image.astype(np.float16)))
+    body = np.load(body_file, mmap_mode="r")
+    image = np.load(image_file, mmap_mode="r")
+    return CachedScan(path.name, subject_of(path.name), image, body, _places(body), sha256)
+
+
+def _save(path: Path, array: NDArray[np.generic]) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, array)
+
+
+def _check_region(path: Path, volume: Volume, place: RegionConfig) -> None:
+    if isinstance(place.intensity, MedianRule) and volume.array.min() < HU_LIKE:
+        raise ScanError(path, f"reaches {volume.array.min():g}, as only CT does", "give --region abdom")
+
+
+def body_mask(image: Array3D, place: RegionConfig) -> NDArray[np.bool_]:
+    """Which voxels are body, by the region's rule.
+
+    Args:
+        image: (X, Y, Z) in [0,1], RAS.
+        place: level, and whether to keep the largest component and fill its holes slice by slice.
+
+    Returns:
+        (X, Y, Z) boolean.
+    """
+    above = image > place.body_above
+    if not place.body_is_filled or not above.any():
+        return above
+    # opened, so that the table hangs on by nothing
+    labels, _ = ndimage.label(ndimage.binary_opening(above, iterations=2))
+    sizes = np.bincount(labels.ravel())[1:]
+    largest = labels == 1 + int(sizes.argmax()) if sizes.size else above
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(largest, 2, 0)], axis=2)
+
+
+def _box(image: Array3D, body: NDArray[np.bool_]) -> tuple[Array3D, NDArray[np.bool_]]:
+    boxes = ndimage.find_objects((image > 0).astype(np.uint8))
+    return (image[boxes[0]], body[boxes[0]]) if boxes else (image, body)
+
+
+def _places(body: NDArray[np.bool_]) -> NDArray[np.int16]:
+    """Body voxels on a lattice of every second one an axis (every one if that leaves none)."""
+    places = np.argwhere(body[::2, ::2, ::2]) * 2
+    return (places if len(places) else np.argwhere(body)).astype(np.int16)
+
+
+def draw_centre(scan: CachedScan, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(3,) a random body voxel."""
+    return scan.places[int(rng.integers(len(scan.places)))].astype(np.int64)
+
+
+def cut(array: NDArray[np.generic], centre: NDArray[np.int64], side: int) -> Array3D:
+    """A cube of ``side`` voxels around ``centre``, 0 where it leaves the array.
+
+    Returns:
+        (side, side, side) float32, a copy.
+    """
+    start = centre - side // 2
+    low = np.maximum(start, 0)
+    high = np.minimum(start + side, array.shape)
+    cube = np.zeros((side,) * 3, dtype=np.float32)
+    if (high <= low).any():
+        return cube
+    a, b = low - start, high - start
+    cube[a[0] : b[0], a[1] : b[1], a[2] : b[2]] = array[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    return cube

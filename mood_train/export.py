@@ -1,0 +1,103 @@
+"""From a checkpoint to weights that mood_infer loads: one safetensors file and its manifest entry."""
+
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from mood_infer import __version__
+from mood_infer.errors import UserError
+from mood_infer.network import build_network
+from mood_infer.volume import write_atomically
+from mood_infer.weights import MANIFEST_NAME, Manifest, Member, read_manifest, save_member, write_manifest
+from mood_train.checkpoint import Checkpoint, read_checkpoint
+from mood_train.config import RunConfig
+
+
+def trained_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Parameters and statistics to use: the moving average if the run kept one."""
+    if checkpoint.ema is None:
+        return checkpoint.network
+    averaged = checkpoint.ema.items()
+    return {name.removeprefix("module."): value for name, value in averaged if name.startswith("module.")}
+
+
+def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str) -> Path:
+    """Add a trained network to ``weights/<region>``, in place of an earlier one of the same fold and edges.
+
+    Args:
+        checkpoint_path: of the run.
+        weights: folder with a folder a region.
+        data: name of the training data, for the manifest.
+        licence: of the training data.
+
+    Returns:
+        The safetensors file.
+
+    Raises:
+        UserError: no checkpoint, or the weights there already are of another network, grid or rule.
+    """
+    checkpoint = read_checkpoint(checkpoint_path)
+    config = RunConfig.model_validate_json(checkpoint.config)
+    folder = weights / config.region.value
+    folder.mkdir(parents=True, exist_ok=True)
+    network = build_network(config.preset.network)
+    network.load_state_dict(trained_state(checkpoint))
+    fold = "all" if config.fold is None else str(config.fold)
+    path = folder / f"{config.preset.name}-fold{fold}-{config.edges}.safetensors"
+    write_atomically(path, lambda file: save_member(file, network))
+    member = Member(
+        file=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        preset=config.preset.name,
+        fold=config.fold,
+        edges=config.edges,
+        steps=checkpoint.steps_before + checkpoint.step,
+        seed=config.seed,
+        data=f"{data}, {checkpoint.data_count} scans",
+        data_sha256=checkpoint.data_sha256,
+        licence=licence,
+        code_version=_code_version(),
+        hardware=_hardware(),
+        minutes=round(checkpoint.minutes_before + checkpoint.seconds / 60, 1),
+        started_from=config.started_from,
+    )
+    write_manifest(folder, _with_member(folder, config, member))
+    return path
+
+
+def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
+    fresh = Manifest(
+        region=config.region,
+        network=config.preset.network,
+        intensity=config.place.intensity,
+        spacing=config.place.spacing,
+        window=config.preset.patches.window,
+        members=(member,),
+    )
+    if not (folder / MANIFEST_NAME).exists():
+        return fresh
+    present = read_manifest(folder)
+    if present.model_copy(update={"members": fresh.members}) != fresh:
+        raise UserError(f"{folder}: holds weights of another network, grid or rule; export elsewhere.")
+    others = [other for other in present.members if other.file != member.file]
+    # hard and smooth take turns, so that the first few members already are a balanced ensemble
+    members = sorted([*others, member], key=lambda each: (-1 if each.fold is None else each.fold, each.edges))
+    return present.model_copy(update={"members": tuple(members)})
+
+
+def _code_version() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}+{commit}"
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,332 @@
+"""The training loop (paper, sections 2.3 and 3.1.1): the same command on a CPU, a GPU, or many."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+
+from mood_infer.network import build_network
+from mood_train.anomalies.generator import AnomalyGenerator
+from mood_train.checkpoint import (
+    CHECKPOINT_NAME,
+    Checkpoint,
+    check_same_run,
+    read_checkpoint,
+    write_checkpoint,
+)
+from mood_train.config import RunConfig
+from mood_train.data import CachedScan, data_digest
+
+OUTPUT_WEIGHTS = (8.0, 4.0, 2.0, 1.0)  # full resolution first
+WARM_UP = 0.3  # share of the schedule in which the learning rate rises
+START_DIVISOR, END_DIVISOR = 25.0, 25.0e4
+HIGH_BETA1, LOW_BETA1 = 0.95, 0.85
+CHECKPOINT_SECONDS = 120.0
+LOG_EVERY = 50  # steps
+PICTURES_EVERY = 500  # steps
+HELD_OUT_PATCHES = 32
+
+
+def one_cycle(progress: float, max_lr: float) -> tuple[float, float]:
+    """Learning rate and AdamW's beta1 at a share of the schedule (Smith & Topin 2019, cosine form).
+
+    A function of the share, not a stateful scheduler, so that a schedule can also end where time ends.
+
+    Args:
+        progress: share of the schedule done, in [0,1].
+        max_lr: the peak.
+    """
+    if progress < WARM_UP:
+        return _cosine(max_lr / START_DIVISOR, max_lr, progress / WARM_UP), _cosine(
+            HIGH_BETA1, LOW_BETA1, progress / WARM_UP
+        )
+    share = (progress - WARM_UP) / (1 - WARM_UP)
+    return _cosine(max_lr, max_lr / END_DIVISOR, share), _cosine(LOW_BETA1, HIGH_BETA1, share)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def anomaly_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Voxel-wise cross-entropy against the soft label, over the four outputs at 8:4:2:1 (paper, section 2.3).
+
+    Args:
+        logits: (N, 4, 1, X, Y, Z), the full-resolution output first.
+        label: (N, 1, X, Y, Z), the blending factor in [0,1].
+    """
+    losses = [functional.binary_cross_entropy_with_logits(output, label) for output in logits.unbind(1)]
+    weights = torch.tensor(OUTPUT_WEIGHTS, device=logits.device)
+    return (torch.stack(losses) * weights).sum() / weights.sum()
+
+
+class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Samples by number; the same number gives the same sample in every process and thread."""
+
+    def __init__(self, generator: AnomalyGenerator) -> None:
+        """Serve the samples of a generator."""
+        self._generator = generator
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """(image, label), each (1, W, W, W) float32."""
+        sample = self._generator.sample(number)
+        return torch.from_numpy(sample.image[None]), torch.from_numpy(sample.label[None])
+
+
+def sample_numbers(first_step: int, batch: int, rank: int, world: int) -> Iterator[int]:
+    """The samples of a rank from a step on, without end: each step has batch x world of them, none twice."""
+    step = first_step
+    while True:
+        start = (step * world + rank) * batch
+        yield from range(start, start + batch)
+        step += 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished (or stopped) run reached.
+
+    Attributes:
+        step: optimiser steps done.
+        finished: whether the schedule was run to its end.
+        held_out_ap: voxel AP on synthetic anomalies in the fold left out; None without one.
+    """
+
+    step: int
+    finished: bool
+    held_out_ap: float | None
+
+
+class Trainer:
+    """One run: a network, its data, and where it writes."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        scans: list[CachedScan],
+        held_out: list[CachedScan],
+        out: Path,
+        workers: int = 0,
+        precision: str | None = None,
+    ) -> None:
+        """Set up, and go on from ``out/checkpoint.pt`` if there is one.
+
+        Args:
+            config: what the run computes.
+            scans: of the training folds.
+            held_out: of the fold left out, to watch by; may be empty.
+            out: folder for the checkpoint and TensorBoard's files.
+            workers: processes that make samples; 0 makes them in this one.
+            precision: of the autocast: no, bf16 or fp16; by default bf16 where the device has it.
+
+        Raises:
+            UserError: the checkpoint is of another run.
+        """
+        self._config, self._out, self._workers = config, out, workers
+        self._accelerator = Accelerator(mixed_precision=precision or _native_precision())
+        self._data_sha256, self._data_count = data_digest(scans), len(scans)
+        self._dataset = SampleDataset(AnomalyGenerator(scans, config))
+        watched = config.model_copy(update={"seed": config.seed + 1})
+        self._held_out = AnomalyGenerator(held_out, watched) if _enough(held_out, config) else None
+        torch.manual_seed(config.seed)
+        network = build_network(config.preset.network)
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        recipe = config.preset.optimiser
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=recipe.max_lr, weight_decay=recipe.weight_decay
+        )
+        self._network, self._optimiser = self._accelerator.prepare(network, optimiser)
+        average = get_ema_multi_avg_fn(recipe.ema_decay)
+        self._ema = (
+            AveragedModel(self._plain, multi_avg_fn=average, use_buffers=True) if recipe.ema_decay else None
+        )
+        self._step, self._seconds, self._steps_before, self._minutes_before = 0, 0.0, 0, 0.0
+        if (out / CHECKPOINT_NAME).exists():
+            self._resume()
+
+    @property
+    def _plain(self) -> nn.Module:
+        network: nn.Module = self._accelerator.unwrap_model(self._network, keep_fp32_wrapper=False)
+        return network
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self._step
+
+    def start_from(self, state: dict[str, Tensor], steps: int, minutes: float) -> None:
+        """Take first weights from another run, unless this one has begun already.
+
+        Args:
+            state: parameters and statistics of the same network.
+            steps: that were spent on them.
+            minutes: that were spent on them.
+        """
+        if self._step == 0:
+            self._plain.load_state_dict(state)
+            self._steps_before, self._minutes_before = steps, minutes
+
+    def fit(self, stop: Callable[[], bool] = lambda: False) -> Result:
+        """Train to the end of the schedule, or until ``stop`` says so; a checkpoint is left either way."""
+        batches = iter(self._batches())
+        main = self._accelerator.is_main_process
+        writer = SummaryWriter(str(self._out / "tensorboard")) if main else None
+        last_saved, progress_bar = time.monotonic(), _progress_bar(enabled=main)
+        task = progress_bar.add_task("", total=1.0, loss=math.nan, rate=0.0, step=self._step)
+        self._network.train()
+        with progress_bar:
+            while (progress := self._progress()) < 1 and not stop():
+                began = time.monotonic()
+                loss = self._train_step(next(batches), progress)
+                seconds = time.monotonic() - began
+                self._seconds += seconds
+                self._step += 1
+                if self._step % LOG_EVERY == 0 and writer:
+                    value = loss.item()
+                    progress_bar.update(
+                        task, completed=progress, loss=value, rate=1 / seconds, step=self._step
+                    )
+                    self._log(writer, value, 1 / seconds, progress)
+                if time.monotonic() - last_saved > CHECKPOINT_SECONDS:
+                    self._save()
+                    last_saved = time.monotonic()
+        self._save()
+        finished = self._progress() >= 1
+        precision = self._watch() if finished and main else None
+        if writer:
+            if precision is not None:
+                writer.add_scalar("held-out AP", precision, self._step)
+            writer.close()
+        return Result(self._step, finished, precision)
+
+    def _progress(self) -> float:
+        share = self._step / self._config.preset.optimiser.steps
+        if self._config.max_minutes is not None:
+            share = max(share, self._seconds / 60 / self._config.max_minutes)
+        # every rank must leave the loop at the same step
+        return float(_agree(self._accelerator, share))
+
+    def _batches(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        batch = self._config.preset.optimiser.batch
+        numbers = sample_numbers(
+            self._step, batch, self._accelerator.process_index, self._accelerator.num_processes
+        )
+        return DataLoader(
+            self._dataset,
+            batch_size=batch,
+            sampler=numbers,
+            num_workers=self._workers,
+            pin_memory=self._accelerator.device.type == "cuda",
+        )
+
+    def _train_step(self, batch: list[Tensor], progress: float) -> Tensor:
+        lr, beta1 = one_cycle(progress, self._config.preset.optimiser.max_lr)
+        for group in self._optimiser.param_groups:
+            group["lr"], group["betas"] = lr, (beta1, 0.999)
+        image, label = (tensor.to(self._accelerator.device, non_blocking=True) for tensor in batch)
+        loss = anomaly_loss(self._network(image.to(memory_format=torch.channels_last_3d)), label)
+        self._accelerator.backward(loss)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        if self._ema:
+            self._ema.update_parameters(self._plain)
+        return loss.detach()
+
+    def _log(self, writer: Any, loss: float, rate: float, progress: float) -> None:
+        writer.add_scalar("loss", loss, self._step)
+        writer.add_scalar("steps per second", rate, self._step)
+        writer.add_scalar("learning rate", self._optimiser.param_groups[0]["lr"], self._step)
+        if self._step % PICTURES_EVERY == 0:
+            image, label = self._dataset[self._step]
+            pair = torch.cat([image, label], dim=1)[..., image.shape[-1] // 2]
+            writer.add_image("image and label", pair, self._step)
+        with (self._out / "log.txt").open("a") as log:
+            log.write(f"step {self._step} loss {loss:.4f} {rate:.2f} steps/s {100 * progress:.0f} %\n")
+
+    def _watch(self) -> float | None:
+        """AP over the voxels of fixed samples from the fold left out, against label > 0."""
+        if self._held_out is None:
+            return None
+        model = self._ema.module if self._ema else self._plain
+        model.eval()
+        scores, labels = [], []
+        with torch.inference_mode(), self._accelerator.autocast():
+            for number in range(HELD_OUT_PATCHES):
+                sample = self._held_out.sample(number)
+                image = torch.from_numpy(sample.image[None, None]).to(self._accelerator.device)
+                scores.append(model(image).float().sigmoid().cpu().numpy().ravel())
+                labels.append((sample.label > 0).ravel())
+        model.train()
+        return float(average_precision_score(np.concatenate(labels), np.concatenate(scores)))
+
+    def _save(self) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        write_checkpoint(
+            self._out / CHECKPOINT_NAME,
+            Checkpoint(
+                config=self._config.model_dump_json(),
+                data_sha256=self._data_sha256,
+                data_count=self._data_count,
+                step=self._step,
+                seconds=self._seconds,
+                steps_before=self._steps_before,
+                minutes_before=self._minutes_before,
+                network=self._plain.state_dict(),
+                optimiser=self._optimiser.state_dict(),
+                ema=self._ema.state_dict() if self._ema else None,
+            ),
+        )
+
+    def _resume(self) -> None:
+        path = self._out / CHECKPOINT_NAME
+        checkpoint = read_checkpoint(path)
+        check_same_run(path, checkpoint, self._config, self._data_sha256)
+        self._plain.load_state_dict(checkpoint.network)
+        self._optimiser.load_state_dict(checkpoint.optimiser)
+        if self._ema and checkpoint.ema:
+            self._ema.load_state_dict(checkpoint.ema)
+        self._step, self._seconds = checkpoint.step, checkpoint.seconds
+        self._steps_before, self._minutes_before = checkpoint.steps_before, checkpoint.minutes_before
+
+
+def _native_precision() -> str:
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def _enough(scans: list[CachedScan], config: RunConfig) -> bool:
+    subjects = {scan.subject for scan in scans}
+    return len(subjects) > 1 or (len(subjects) == 1 and config.preset.anomalies.other_share == 0)
+
+
+def _agree(accelerator: Accelerator, share: float) -> float:
+    if accelerator.num_processes == 1:
+        return share
+    shares = accelerator.gather(torch.tensor([share], device=accelerator.device, dtype=torch.float64))
+    return float(shares.max())
+
+
+def _progress_bar(enabled: bool) -> Progress:
+    columns = (
+        BarColumn(),
+        TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.2f} steps/s"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns)
+    bar.disable = not (enabled and bar.console.is_terminal)
+    return bar

@@ -1,0 +1,58 @@
+"""Each member and their mean on the same cases."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mood_eval.average_precision import ScoreCounts, average_precision, merge
+from mood_eval.members import ENSEMBLE, evaluate_members
+from mood_eval.validation_set import HEALTHY, Made, Recipe, make_cases, plan_cases
+from mood_infer.challenge import Region, find_scans
+from mood_infer.predictor import Predictor
+
+RECIPE = Recipe(Region.BRAIN, 2, {HEALTHY: 2, "noise": 2, "shift": 1})
+
+
+def _all_cases(scans: list[Path]) -> list[Made]:
+    plan = plan_cases(scans, RECIPE)
+    return [
+        made
+        for source in scans
+        for made in make_cases(source, [case for path, case in plan if path == source], RECIPE)
+    ]
+
+
+def test_rows_are_what_each_predictor_gives(scans: Path, weights: Path) -> None:
+    paths = find_scans(scans)
+    seen: list[tuple[int, int]] = []
+    table = evaluate_members(paths, RECIPE, weights, "cpu", lambda _, at, of: seen.append((at, of)))
+    assert seen == [(n, 5) for n in range(1, 6)]
+    files = ["fold0-hard.safetensors", "fold1-hard.safetensors"]
+    assert list(table.rows) == [*files, ENSEMBLE]
+    cases = _all_cases(paths)
+    assert sorted(case.name for case in table.index.cases) == [case.name for case in table.index.cases]
+    for name, members in ((files[0], files[:1]), (files[1], files[1:]), (ENSEMBLE, None)):
+        predictor = Predictor.load(Region.BRAIN, weights, "cpu", members)
+        maps = [predictor.predict(made.image) for made in cases]
+        total = merge(ScoreCounts.of(one.scores, made.label) for one, made in zip(maps, cases, strict=True))
+        row = table.rows[name]
+        # the ensemble's mean is taken in another order: a score may round to the next float16
+        assert row.pixel_ap == pytest.approx(average_precision(total), rel=1e-3 if members is None else 1e-12)
+        samples = ScoreCounts.of(
+            np.array([one.sample_score for one in maps]), np.array([made.label.any() for made in cases])
+        )
+        assert row.sample_ap == pytest.approx(average_precision(samples))
+        assert set(row.per_type) == {"noise", "shift"} and row.cases == 5
+    assert table.rows[ENSEMBLE].recall and not table.rows[files[0]].recall
+
+
+def test_table_as_text(scans: Path, weights: Path) -> None:
+    table = evaluate_members(find_scans(scans), RECIPE, weights, "cpu")
+    head, rule, *rows = table.markdown().splitlines()
+    assert head == "|  | pixel AP | noise | shift | sample AP |"
+    assert rule == "| --- | --- | --- | --- | --- |"
+    for name, row in zip(table.rows, rows, strict=True):
+        numbers = table.rows[name]
+        values = [numbers.pixel_ap, numbers.per_type["noise"], numbers.per_type["shift"], numbers.sample_ap]
+        assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"

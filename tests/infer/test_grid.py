@@ -1,0 +1,141 @@
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import center_of_mass, map_coordinates
+from scipy.spatial.transform import Rotation
+
+from mood_infer.grid import Grid, resample, working_grid
+
+ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
+SLOPE = np.array([0.004, -0.003, 0.005])
+
+
+def oriented(order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, ...]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, order] * signs * spacing
+    affine[:3, 3] = (-31.3, 12.9, 77.1)
+    return affine
+
+
+def oblique(spacing: tuple[float, ...], angles: tuple[float, ...] = (20, -15, 35)) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * spacing
+    affine[:3, 3] = (5, -40, 11)
+    return affine
+
+
+def world(grid: Grid) -> np.ndarray:
+    """(3, X, Y, Z) mm of each voxel centre."""
+    index = np.indices(grid.shape).reshape(3, -1)
+    return (grid.affine[:3, :3] @ index + grid.affine[:3, 3:]).reshape(3, *grid.shape)
+
+
+def ramp(grid: Grid) -> np.ndarray:
+    return (np.tensordot(SLOPE, world(grid), 1) + 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_a_ramp_in_mm_survives_both_ways(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    scan = Grid((23, 17, 9), oriented(order, signs, (0.5, 2.3, 8.0)))
+    working = working_grid(scan, 1.0)
+    there = resample(ramp(scan), scan, working)
+    np.testing.assert_allclose(there, ramp(working), atol=1e-4)
+    np.testing.assert_allclose(resample(there, working, scan), ramp(scan), atol=1e-4)
+    assert nib.aff2axcodes(working.affine) == ("R", "A", "S")
+
+
+@given(
+    st.tuples(*[st.floats(0.5, 8)] * 3),
+    st.tuples(*[st.integers(1, 14)] * 3),
+    st.tuples(*[st.floats(-180, 180)] * 3),
+    st.sampled_from([1.0, 2.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_ramp_survives_on_oblique_grids(
+    spacing: tuple[float, ...], shape: tuple[int, int, int], angles: tuple[float, ...], step: float
+) -> None:
+    scan = Grid(shape, oblique(spacing, angles))
+    working = working_grid(scan, step)
+    there = resample(ramp(scan), scan, working)
+    lengths = np.asarray(shape)
+    if lengths.min() > 1:  # a single plane says nothing of the slope across it
+        np.testing.assert_allclose(there, ramp(working), atol=1e-4)
+    np.testing.assert_allclose(resample(there, working, scan), ramp(scan), atol=1e-4)
+    np.testing.assert_allclose(working.spacing, step, rtol=1e-9)
+    inside = np.linalg.inv(working.affine) @ np.vstack([world(scan).reshape(3, -1), np.ones(lengths.prod())])
+    edge = np.asarray(working.shape)[:, None] - 1
+    assert (inside[:3] > -1e-3).all() and (inside[:3] < edge + 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    "affine", [oblique((0.9, 0.7, 3.1)), oriented((2, 0, 1), (-1, 1, -1), (0.6, 1.7, 5.0))]
+)
+def test_equals_scipy_on_the_same_coordinates(affine: np.ndarray) -> None:
+    scan = Grid((19, 22, 11), affine)
+    array = np.random.default_rng(0).random(scan.shape, dtype=np.float32)
+    working = working_grid(scan, 1.0)
+    there = resample(array, scan, working)
+    for result, source, target, values in (
+        (there, scan, working, array),
+        (resample(there, working, scan), working, scan, there),
+    ):
+        index = np.indices(target.shape).reshape(3, -1)
+        to_source = np.linalg.inv(source.affine) @ target.affine
+        coordinates = to_source[:3, :3] @ index + to_source[:3, 3:]
+        inside = ((coordinates >= 0) & (coordinates <= np.array(source.shape)[:, None] - 1)).all(axis=0)
+        assert inside.mean() > 0.5
+        expected = map_coordinates(values.astype(np.float64), coordinates, order=1)
+        np.testing.assert_allclose(result.ravel()[inside], expected[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "affine", [oblique((1.3, 0.8, 4.0)), oriented((1, 2, 0), (1, -1, -1), (2.5, 0.7, 5.0))]
+)
+def test_a_blob_stays_where_it_is(affine: np.ndarray) -> None:
+    scan = Grid((60, 64, 28), affine)
+    centre = (affine @ [28.4, 30.7, 13.2, 1])[:3]
+    blob = np.exp(-((world(scan) - centre[:, None, None, None]) ** 2).sum(axis=0) / (2 * 5.0**2)).astype(
+        np.float32
+    )
+    working = working_grid(scan, 1.0)
+    there = resample(blob, scan, working)
+    back = resample(there, working, scan)
+    before, during, after = (
+        (grid.affine @ [*center_of_mass(array), 1])[:3]
+        for array, grid in ((blob, scan), (there, working), (back, scan))
+    )
+    np.testing.assert_allclose(during, before, atol=0.03)
+    np.testing.assert_allclose(after, before, atol=0.03)
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (-90.3, -126.7, -72.1)])
+def test_at_1_mm_in_ras_nothing_changes(shift: tuple[float, float, float]) -> None:
+    affine = np.eye(4)
+    affine[:3, 3] = shift
+    scan = Grid((13, 20, 7), affine)
+    array = np.random.default_rng(1).random(scan.shape, dtype=np.float32)
+    working = working_grid(scan, 1.0)
+    assert working.shape == scan.shape
+    np.testing.assert_allclose(working.affine, affine, atol=1e-9)
+    assert np.array_equal(resample(array, scan, working), array)
+
+
+def test_a_flip_at_1_mm_only_reorders() -> None:
+    scan = Grid((13, 20, 7), oriented((1, 0, 2), (-1, 1, -1), (1, 1, 1)))
+    array = np.random.default_rng(2).random(scan.shape, dtype=np.float32)
+    working = working_grid(scan, 1.0)
+    there = resample(array, scan, working)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(array, scan.affine))
+    assert np.array_equal(there, np.asarray(canonical.dataobj))
+    np.testing.assert_allclose(working.affine, canonical.affine, atol=1e-9)
+    assert np.array_equal(resample(there, working, scan), array)
+
+
+def test_grids_that_are_not_parallel_are_refused() -> None:
+    scan = Grid((4, 4, 4), np.eye(4))
+    with pytest.raises(ValueError, match="parallel"):
+        resample(np.zeros((4, 4, 4), np.float32), scan, Grid((4, 4, 4), oblique((1, 1, 1))))

@@ -1,0 +1,209 @@
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mood_infer import cli
+from mood_infer.challenge import Mode, Region
+from mood_infer.volume import PARTIAL_PREFIX
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [(mode, region) for mode in Mode for region in Region]
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls the command line in this process and returns its exit code and all it printed."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers belong to the test runner here
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mood-infer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        streams = capsys.readouterr()
+        return int(caught.value.code or 0), streams.out + streams.err
+
+    return call
+
+
+@pytest.fixture
+def scans(make_scan: Callable[..., Path], tmp_path: Path) -> Path:
+    for seed, name in enumerate("ab"):
+        make_scan(tmp_path / "scans" / f"{name}.nii.gz", (24, 20, 30), seed)
+    return tmp_path / "scans"
+
+
+def options(weights: Path, region: str = "brain", mode: str = "pixel") -> tuple[object, ...]:
+    return ("--region", region, "--mode", mode, "--weights", weights, "--device", "cpu", "--threads", 1)
+
+
+def test_all_done_is_0_and_a_rerun_skips(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder"
+    code, text = run("predict", scans, output, *options(weights))
+    assert code == 0
+    assert re.search(r"^a\.nii\.gz: done in [\d.]+ s, sample score 0\.\d{4}$", text, re.M)
+    assert text.splitlines()[-1] == "2 done, 0 skipped, 0 failed"
+    code, text = run("predict", scans, output, *options(weights))
+    assert code == 0 and text.splitlines()[-1] == "0 done, 2 skipped, 0 failed"
+    code, text = run("predict", scans, output, *options(weights), "--overwrite")
+    assert code == 0 and text.splitlines()[-1] == "2 done, 0 skipped, 0 failed"
+
+
+def test_a_single_file(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
+    code, _ = run("predict", scans / "b.nii.gz", tmp_path / "out", *options(weights, "abdom", "sample"))
+    assert code == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz.txt"]
+
+
+def test_some_failed_is_1(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
+    (scans / "bad[1].nii.gz").write_text("no scan")
+    code, text = run("predict", scans, tmp_path / "out", *options(weights), "--report", tmp_path / "report")
+    assert code == 1
+    assert "failed: bad[1].nii.gz: not a readable NIfTI file; convert it to .nii.gz or remove it.\n" in text
+    assert "2 done, 0 skipped, 1 failed" in text and "Traceback" not in text
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "a.nii.gz.png",
+        "b.nii.gz.png",
+        "run.json",
+    }
+
+
+def test_an_empty_folder_is_0_and_says_so(run: Run, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, text = run("predict", tmp_path / "empty", tmp_path / "out", *options(weights))
+    assert code == 0 and "nothing to do" in text
+
+
+def test_usage_errors_are_2(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (
+            ("predict", tmp_path / "none", tmp_path / "out", *options(weights)),
+            "there is no such file or folder",
+        ),
+        (("predict", tmp_path / "file", tmp_path / "out", *options(weights)), "not named like a scan"),
+        (("predict", scans, tmp_path / "file", *options(weights)), "output folder"),
+        (("predict", scans, scans, *options(weights)), "would replace the scans"),
+        (("predict", scans, tmp_path / "out", *options(weights, region="knee")), "knee"),
+        (("predict", scans), "OUTPUT"),
+        (
+            ("predict", scans, tmp_path / "out", *options(weights), "--report", tmp_path / "file"),
+            "report folder",
+        ),
+        (("dream",), "dream"),
+    ]
+    for arguments, words in cases:
+        code, text = run(*arguments)
+        assert code == 2 and words in text and "Traceback" not in text
+
+
+def test_refused_weights_are_3_before_any_scan_is_read(run: Run, weights: Path, tmp_path: Path) -> None:
+    spoilt = Path(shutil.copytree(weights, tmp_path / "weights"))
+    with (spoilt / "brain" / "member1.safetensors").open("r+b") as stream:
+        stream.write(b"\x00")
+    (tmp_path / "scan.nii").write_text("would be named if it was read")
+    code, text = run("predict", tmp_path / "scan.nii", tmp_path / "out", *options(spoilt))
+    assert code == 3 and "member1.safetensors" in text and "scan.nii" not in text
+    code, text = run("weights", "--weights", spoilt)
+    assert code == 3
+    assert [line.count("damaged") for line in text.splitlines() if "safetensors" in line] == [0, 1, 0, 0]
+    code, text = run("weights", "--weights", weights)
+    assert code == 0 and text.count(" ok ") == 4
+    code, text = run("weights", "--weights", tmp_path)
+    assert code == 3 and text.count("no manifest") == 2
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['mood-infer', 'predict', '--help']\n"
+        "from mood_infer.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'monai', 'numpy', 'nibabel'} & set(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Exit codes" in result.stdout
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | more
+
+
+def test_sigterm_ends_soon_and_leaves_no_half_file(
+    make_scan: Callable[..., Path], weights: Path, tmp_path: Path
+) -> None:
+    for seed in range(40):
+        make_scan(tmp_path / "scans" / f"{seed:02}.nii.gz", (72, 72, 72), seed)
+    output = tmp_path / "out"
+    command = ["predict", tmp_path / "scans", output, *options(weights)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mood_infer", *map(str, command)],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not (output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 3
+    assert process.returncode == 143
+    assert b"Traceback" not in errors
+    written = sorted(output.iterdir())
+    assert 1 <= len(written) < 40
+    for path in written:
+        assert not path.name.startswith(PARTIAL_PREFIX)
+        assert np.isfinite(np.asarray(nib.load(path).dataobj)).all()
+
+
+@pytest.mark.parametrize(("mode", "region"), SCRIPTS)
+def test_the_scripts_are_posix_executable_and_name_their_task(mode: Mode, region: Region) -> None:
+    script = ROOT / f"run_{mode}_{region}.sh"
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    assert text.startswith("#!/bin/sh\n")
+    assert f"--region {region} --mode {mode}" in text
+    subprocess.run(["sh", "-n", script], check=True)
+    usage = subprocess.run([script, "only-one"], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2 and usage.stderr.startswith("usage: ")
+
+
+@pytest.mark.parametrize(("mode", "region"), [SCRIPTS[0], SCRIPTS[3]])
+def test_the_scripts_from_elsewhere_by_relative_paths(
+    mode: Mode, region: Region, scans: Path, weights: Path, tmp_path: Path
+) -> None:
+    relative = os.path.relpath(ROOT / f"run_{mode}_{region}.sh", tmp_path)
+    result = subprocess.run(
+        ["sh", relative, "scans", "out", "--weights", weights],
+        cwd=tmp_path,
+        env=environment(HOME="/nonexistent"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    suffix = ".txt" if mode is Mode.SAMPLE else ""
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{n}.nii.gz{suffix}" for n in "ab"}
+
+
+def test_predicting_does_not_import_matplotlib_and_does_not_spoil_it() -> None:
+    """Its import wants a folder to write to, which a read-only container lacks."""
+    code = "import sys, mood_infer.job\nassert 'matplotlib' not in sys.modules\nimport matplotlib.figure"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pydantic import TypeAdapter, ValidationError
+
+from mood_infer.intensity import CurveRule, IntensityRule, MedianRule, UnitRule, to_unit
+
+RULES = [MedianRule(), CurveRule(), UnitRule()]
+CUBES = hnp.array_shapes(min_dims=3, max_dims=3, max_side=4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(array=hnp.arrays(np.float32, CUBES, elements=st.floats(0, 1, width=32)))
+def test_unit_input_passes_bit_for_bit(rule: IntensityRule, array: np.ndarray) -> None:
+    assert to_unit(array, rule).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(array=hnp.arrays(np.float32, CUBES, elements=st.floats(-5000, 5000, width=32)))
+def test_all_input_lands_in_unit_and_keeps_its_order(rule: IntensityRule, array: np.ndarray) -> None:
+    result = to_unit(array, rule)
+    assert result.dtype == np.float32 and result.shape == array.shape
+    assert result.min() >= 0 and result.max() <= 1
+    order = np.argsort(array, axis=None, kind="stable")
+    assert (np.diff(result.ravel()[order]) >= 0).all()
+
+
+@given(st.floats(1.5, 1000))
+def test_the_median_of_tissue_goes_to_its_place(gain: float) -> None:
+    tissue = np.linspace(1, 3, 101, dtype=np.float32)
+    array = np.concatenate([np.zeros(99, np.float32), tissue]).reshape(2, 10, 10) * np.float32(gain)
+    result = to_unit(array, MedianRule())
+    np.testing.assert_allclose(result, np.clip(array / gain * 0.225, 0, 1), atol=1e-6)
+    bright = array.copy()
+    bright[1, 9, 9] *= 1000  # one voxel, however bright, leaves the others as they are
+    np.testing.assert_allclose(to_unit(bright, MedianRule()).ravel()[:-1], result.ravel()[:-1], atol=1e-6)
+
+
+def test_nothing_above_zero_becomes_black() -> None:
+    assert not to_unit(np.full((2, 2, 2), -3, np.float32), MedianRule()).any()
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e37])
+def test_the_smallest_and_largest_numbers_stay_finite(size: float) -> None:
+    array = np.array([0, -1, 1, 0.5, 2, 3e38], np.float32).reshape(1, 2, 3)
+    array[array == 1] = size
+    array[array == 0.5] = size
+    array[array == 2] = size
+    result = to_unit(array, MedianRule())
+    assert np.isfinite(result).all() and result.min() == 0 and result.max() <= 1
+
+
+def test_the_curve_at_its_points_and_between() -> None:
+    hu = np.array([-3000, -1000, -600, -200, -100, 50, 200, 600, 2000, 9000], np.float32).reshape(1, 2, 5)
+    expected = [0, 0, 0.075, 0.15, 0.25, 0.5, 0.75, 0.9, 1, 1]
+    np.testing.assert_allclose(to_unit(hu, CurveRule()).ravel(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"name": "hu-curve", "hu": [0, 0], "value": [0, 1]},
+        {"name": "hu-curve", "hu": [0, 1], "value": [1, 0]},
+        {"name": "hu-curve", "hu": [0, 1], "value": [0, 2]},
+        {"name": "hu-curve", "hu": [0], "value": [0]},
+        {"name": "mr-median", "median_to": 1.5},
+        {"name": "percentile"},
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(IntensityRule).validate_python(broken)

@@ -1,0 +1,258 @@
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mood_infer.challenge import Mode, Region, find_scans
+from mood_infer.job import Job, Outcome, State, Watcher
+from mood_infer.predictor import Predictor
+from mood_infer.volume import PARTIAL_PREFIX
+
+
+@pytest.fixture(scope="module")
+def predictor(weights: Path) -> Predictor:
+    return Predictor.load(Region.BRAIN, weights, "cpu")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "output"
+    folder.mkdir()
+    return folder
+
+
+def states(outcomes: list[Outcome]) -> dict[str, State]:
+    return {outcome.scan.name: outcome.state for outcome in outcomes}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_mixed_folder(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    source = tmp_path / "scans"
+    for name in (
+        "b.nii.gz",
+        "a.nii",
+        "d.nii.gz",
+        ".hidden.nii.gz",
+        "inner/deep.nii.gz",
+        "folder.nii.gz/x.nii.gz",
+    ):
+        make_scan(source / name)
+    (source / "c.nii.gz").write_text("no scan")
+    (source / "notes.txt").write_text("no scan either")
+    scans = find_scans(source)
+    assert [scan.name for scan in scans] == ["a.nii", "b.nii.gz", "c.nii.gz", "d.nii.gz"]
+    outcomes = Job(predictor, Mode.PIXEL, output).run(scans)
+    assert [outcome.state for outcome in outcomes] == [State.DONE, State.DONE, State.FAILED, State.DONE]
+    assert outcomes[2].error is not None and outcomes[2].error.startswith(
+        "c.nii.gz: not a readable NIfTI file;"
+    )
+    assert names(output) == {"a.nii", "b.nii.gz", "d.nii.gz"}
+    for outcome in outcomes:
+        if outcome.state is State.DONE:
+            scan, result = nib.load(outcome.scan), nib.load(output / outcome.scan.name)
+            scores = np.asarray(result.dataobj)
+            assert scores.shape == scan.shape and scores.dtype == np.float32
+            assert 0 <= scores.min() < scores.max() <= 1
+            assert outcome.sample_score == pytest.approx(np.sort(scores, axis=None)[-100:].mean(), abs=1e-6)
+    sample = output.parent / "sample"
+    sample.mkdir()
+    again = Job(predictor, Mode.SAMPLE, sample).run(scans)
+    assert names(sample) == {"a.nii.txt", "b.nii.gz.txt", "d.nii.gz.txt"}
+    for pixel, outcome in zip(outcomes, again, strict=True):
+        assert outcome.sample_score == pixel.sample_score
+        if outcome.sample_score is not None:
+            first, second = (sample / f"{outcome.scan.name}.txt").read_text().splitlines()
+            assert float(first) == pytest.approx(outcome.sample_score, abs=1e-8)
+            assert second.endswith(predictor.digest)
+
+
+DEGENERATE: dict[str, tuple[np.ndarray, np.ndarray]] = {
+    "zeros": (np.zeros((40, 33, 20), np.float32), np.eye(4)),
+    "constant": (np.full((20, 20, 20), 700, np.int16), np.eye(4)),
+    "negative": (np.full((20, 20, 20), -5, np.float32), np.eye(4)),
+    "all-nan": (np.full((20, 20, 20), np.nan, np.float32), np.eye(4)),
+    "one-voxel": (np.ones((1, 1, 1), np.float32), np.eye(4)),
+    "one-plane": (np.random.default_rng(0).random((40, 40, 1)).astype(np.float32), np.eye(4)),
+    "thick": (np.random.default_rng(0).random((40, 40, 7)).astype(np.float32), np.diag([1, 1, 5, 1])),
+    "huge-values": (np.random.default_rng(0).random((20, 20, 20)) * 1e300, np.eye(4)),
+    "some-inf": (np.where(np.random.default_rng(0).random((20, 20, 20)) > 0.5, np.inf, 0.5), np.eye(4)),
+}
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("name", [*DEGENERATE, "singular", "zero-pixdim"])
+def test_degenerate_scans_give_finite_results_and_warnings(
+    name: str, mode: Mode, predictor: Predictor, tmp_path: Path, output: Path
+) -> None:
+    array, affine = DEGENERATE.get(name, (np.random.default_rng(1).random((20, 24, 18)), np.eye(4)))
+    path = tmp_path / f"{name}.nii"
+    nib.save(nib.Nifti1Image(array, affine), path)
+    content = bytearray(path.read_bytes())
+    if name == "singular":
+        content[280:328] = bytes(48)
+    if name == "zero-pixdim":
+        content[80:92] = bytes(12)
+    path.write_bytes(content)
+    (outcome,) = Job(predictor, mode, output).run([path])
+    assert outcome.state is State.DONE
+    assert outcome.warnings
+    if mode is Mode.PIXEL:
+        scores = np.asarray(nib.load(output / path.name).dataobj)
+        assert scores.shape == array.shape and np.isfinite(scores).all()
+        assert scores.min() >= 0 and scores.max() <= 1
+    else:
+        assert 0 <= float((output / f"{path.name}.txt").read_text().splitlines()[0]) <= 1
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_is_whole_is_not_redone(
+    mode: Mode,
+    predictor: Predictor,
+    make_weights: Callable[..., Path],
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    output: Path,
+) -> None:
+    scans = [
+        make_scan(tmp_path / "in" / f"{name}.nii.gz", (20, 20, 20), seed) for seed, name in enumerate("abc")
+    ]
+    job = Job(predictor, mode, output)
+    assert set(states(job.run(scans)).values()) == {State.DONE}
+    targets = sorted(output.iterdir())
+
+    def times() -> list[int]:
+        return [path.stat().st_mtime_ns for path in targets]
+
+    def run(job: Job = job) -> list[State]:
+        return [outcome.state for outcome in job.run(scans)]
+
+    before = times()
+    assert run() == [State.SKIPPED] * 3
+    assert times() == before
+    content = targets[1].read_bytes()
+    targets[1].write_bytes(content[: len(content) // 2])  # a copy that was cut short
+    assert run() == [State.SKIPPED, State.DONE, State.SKIPPED]
+    assert targets[1].read_bytes() == content
+    future = max(times()) + 10**9
+    os.utime(scans[0], ns=(future, future))  # a scan that changed since
+    assert run() == [State.DONE, State.SKIPPED, State.SKIPPED]
+    os.utime(scans[0], ns=(0, 0))
+    assert run(Job(predictor, mode, output, overwrite=True)) == [State.DONE] * 3
+    other = Predictor.load(Region.BRAIN, make_weights(tmp_path / "other", seed=7), "cpu")
+    assert other.digest != predictor.digest
+    assert run(Job(other, mode, output)) == [State.DONE] * 3
+    assert targets[1].read_bytes() != content
+    assert run(Job(other, mode, output)) == [State.SKIPPED] * 3
+
+
+def test_a_map_of_another_shape_is_redone(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    scan = make_scan(tmp_path / "a.nii", (20, 20, 20))
+    job = Job(predictor, Mode.PIXEL, output)
+    job.run([scan])
+    make_scan(scan, (20, 20, 24))
+    os.utime(scan, ns=(0, 0))
+    assert states(job.run([scan])) == {"a.nii": State.DONE}
+    assert nib.load(output / "a.nii").shape == (20, 20, 24)
+
+
+def test_leftovers_of_a_killed_run_go_and_nothing_else(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    (output / f"{PARTIAL_PREFIX}abc-a.nii.gz").write_text("half")
+    (output / "other.txt").write_text("kept")
+    Job(predictor, Mode.SAMPLE, output).run([make_scan(tmp_path / "a.nii.gz", (20, 20, 20))])
+    assert names(output) == {"other.txt", "a.nii.gz.txt"}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """What a full disk looks like to a program: writing beyond some bytes fails."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_full_disk_is_named_and_leaves_no_half_file(
+    suffix: str, predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    scans = [
+        make_scan(tmp_path / f"large{suffix}", (40, 40, 40)),
+        make_scan(tmp_path / f"small{suffix}", (5, 5, 5)),
+    ]
+    with largest_file(20_000):
+        large, small = Job(predictor, Mode.PIXEL, output).run(scans)
+    assert large.state is State.FAILED and small.state is State.DONE
+    assert large.error is not None and large.error.startswith(
+        f"large{suffix}: cannot be written (File too large);"
+    )
+    assert names(output) == {f"small{suffix}"}
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_prediction(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    class Counter(Watcher):
+        windows = 0
+
+        def advances(self, windows: int, of: int) -> None:
+            self.windows = windows
+
+    scan = make_scan(tmp_path / "a.nii.gz")
+    (output / "a.nii.gz").mkdir()
+    counter = Counter()
+    (taken,) = Job(predictor, Mode.PIXEL, output).run([scan], counter)
+    assert taken.state is State.FAILED and "a folder has that name" in str(taken.error)
+    (gone,) = Job(predictor, Mode.PIXEL, tmp_path / "gone").run([scan], counter)
+    assert gone.state is State.FAILED and "No such file or directory" in str(gone.error)
+    assert counter.windows == 0
+
+
+def test_too_little_memory_fails_one_scan_only(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    """A header that asks for more voxels than any memory holds."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((30000, 30000, 30000))
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    (tmp_path / "vast.nii").write_bytes(header.binaryblock + bytes(400))
+    scans = [tmp_path / "vast.nii", make_scan(tmp_path / "b.nii", (20, 20, 20))]
+    vast, fine = Job(predictor, Mode.SAMPLE, output).run(scans)
+    assert vast.state is State.FAILED and fine.state is State.DONE
+    assert str(vast.error).startswith("vast.nii: ")
+
+
+def test_the_watcher_sees_everything(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    class Recorder(Watcher):
+        def begins(self, scan: Path, index: int, count: int) -> None:
+            seen.append(("begins", scan.name, index, count))
+
+        def advances(self, windows: int, of: int) -> None:
+            seen.append((windows, of))
+
+        def ends(self, outcome: Outcome) -> None:
+            seen.append(("ends", outcome.state))
+
+    scan = make_scan(tmp_path / "a.nii", (40, 20, 20))
+    Job(predictor, Mode.SAMPLE, output).run([scan], Recorder())
+    assert seen == [("begins", "a.nii", 0, 1), (1, 2), (2, 2), ("ends", State.DONE)]

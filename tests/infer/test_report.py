@@ -1,0 +1,92 @@
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from PIL import Image
+
+from mood_infer.challenge import Mode, Region
+from mood_infer.errors import UserError
+from mood_infer.grid import Grid
+from mood_infer.job import Job
+from mood_infer.predictor import Predictor
+from mood_infer.report import Report, draw
+
+
+def pixels(picture: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(picture))
+    assert image.format == "PNG"
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def marked(peak: float, place: tuple[int, int, int] = (12, 30, 20), crosshair: bool = False) -> np.ndarray:
+    scores = np.zeros((40, 50, 45), np.float32)
+    scores[tuple(slice(n - 4, n + 5) for n in place)] = peak
+    return pixels(
+        draw(np.zeros_like(scores), scores, Grid(scores.shape, np.eye(4)), "c$a$se_1", peak, crosshair)
+    )
+
+
+def test_the_colour_is_that_of_the_score() -> None:
+    """The overlay of a score s on black is s times the colour of s, on a scale that never stretches."""
+    for peak in (0.3, 0.6, 1.0):
+        picture = marked(peak)
+        expected = np.array(colormaps["inferno"](peak)[:3]) * peak * 255
+        assert (np.abs(picture - expected).max(axis=-1) <= 3).sum() > 1000
+    assert (marked(0.3) != marked(0.31)).any()
+
+
+def test_left_is_left_and_the_planes_meet_at_the_peak() -> None:
+    heat = np.array(colormaps["inferno"](1.0)[:3]) * 255
+    rows, columns = np.nonzero(np.abs(marked(1.0) - heat).max(axis=-1) <= 3)
+    panels = [
+        columns[(columns > low) & (columns < high)] for low, high in ((0, 400), (400, 800), (800, 1150))
+    ]
+    black = marked(0.0).sum(axis=-1) == 0
+    edges = [
+        np.nonzero(black[:, low:high].sum(axis=0) > 100)[0][[0, -1]] + low
+        for low, high in ((0, 400), (400, 800), (800, 1150))
+    ]
+    shares = [
+        (panel.mean() - first) / (last - first) for panel, (first, last) in zip(panels, edges, strict=True)
+    ]
+    expected = [12 / 39, 12 / 39, 30 / 49]  # x, x and y: right and anterior are on the right
+    np.testing.assert_allclose(shares, expected, atol=0.03)
+    assert rows.size > 0
+
+
+def test_the_crosshair_can_be_left_away() -> None:
+    def cyan(picture: np.ndarray) -> int:
+        return int(((picture[..., 1] > 120) & (picture[..., 2] > 120) & (picture[..., 0] < 60)).sum())
+
+    assert cyan(marked(0.0, crosshair=True)) > 300
+    assert cyan(marked(0.0)) == 0
+
+
+def test_a_report_of_a_run(weights: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    output = tmp_path / "output"
+    output.mkdir()
+    report = Report(tmp_path / "report", {"mode": "sample"}).open()
+    scans = [make_scan(tmp_path / "a.nii.gz", (30, 30, 30)), tmp_path / "missing.nii.gz"]
+    outcomes = Job(predictor, Mode.SAMPLE, output, report=report).run(scans)
+    report.close(predictor, outcomes)
+    assert {path.name for path in report.folder.iterdir()} == {"a.nii.gz.png", "run.json"}
+    assert {path.name for path in output.iterdir()} == {"a.nii.gz.txt"}
+    pixels((report.folder / "a.nii.gz.png").read_bytes())
+    record = json.loads((report.folder / "run.json").read_text())
+    assert record["weights"]["digest"] == predictor.digest
+    assert record["settings"] == {"mode": "sample"}
+    assert record["versions"]["torch"]
+    done, failed = record["scans"]
+    assert done["state"] == "done" and done["sample_score"] == outcomes[0].sample_score
+    assert failed["state"] == "failed" and failed["error"].startswith("missing.nii.gz: ")
+
+
+def test_a_report_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file"):
+        Report(tmp_path / "file").open()

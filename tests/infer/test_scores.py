@@ -1,0 +1,21 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mood_infer.scores import sample_score
+
+
+@given(hnp.arrays(np.float32, st.tuples(*[st.integers(1, 9)] * 3), elements=st.floats(0, 1, width=32)))
+def test_mean_of_the_100_highest(scores: np.ndarray) -> None:
+    top = np.sort(scores.astype(np.float64), axis=None)[::-1][:100]
+    assert sample_score(scores) == pytest.approx(top.mean(), abs=1e-9)
+
+
+def test_the_101st_voxel_does_not_count() -> None:
+    scores = np.zeros((20, 20, 20), np.float32)
+    scores.ravel()[:100] = 0.8
+    assert sample_score(scores) == pytest.approx(0.8)
+    scores.ravel()[100] = 0.7
+    assert sample_score(scores) == pytest.approx(0.8)

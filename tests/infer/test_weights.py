@@ -1,0 +1,169 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from mood_infer import weights as module
+from mood_infer.challenge import Region
+from mood_infer.errors import WeightsError
+from mood_infer.network import NetworkConfig, build_network, window_logits
+from mood_infer.weights import (
+    find_weights,
+    load_member,
+    read_manifest,
+    save_member,
+    verify_member,
+    write_manifest,
+)
+
+
+@pytest.fixture
+def folder(weights: Path, tmp_path: Path) -> Path:
+    """A copy of one region's weights, to be spoilt."""
+    return Path(shutil.copytree(weights / "brain", tmp_path / "brain"))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_is_saved_is_loaded_rounded_to_half(tmp_path: Path, folder: Path) -> None:
+    manifest = read_manifest(folder)
+    torch.manual_seed(5)
+    network = build_network(manifest.network)
+    for _ in range(3):  # so that the running statistics are not those of a new network
+        network(torch.rand(2, 1, 16, 16, 16))
+    network.eval()
+    sha256 = save_member(tmp_path / "m.safetensors", network)
+    member = manifest.members[0].model_copy(update={"file": "m.safetensors", "sha256": sha256})
+    loaded = load_member(tmp_path, manifest, member)
+    expected = network.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        rounded = expected[name].half().float() if expected[name].is_floating_point() else expected[name]
+        assert torch.equal(tensor, rounded), name
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    numbers = sum(p.numel() for p in network.parameters())
+    assert (
+        tmp_path / "m.safetensors"
+    ).stat().st_size < 2.5 * numbers + 20_000  # each tensor once, two bytes a number
+    windows = torch.rand(1, 1, 32, 32, 32)
+    torch.testing.assert_close(window_logits(loaded, windows), loaded(windows), atol=0, rtol=0)
+    torch.testing.assert_close(loaded(windows), network(windows), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("place", [0, 9, 1000, -1])
+def test_one_flipped_byte_is_refused_by_name(folder: Path, place: int) -> None:
+    path = folder / "member1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    manifest = read_manifest(folder)
+    with pytest.raises(WeightsError, match=r"member1\.safetensors.*sha256"):
+        load_member(folder, manifest, manifest.members[1])
+    assert verify_member(folder, manifest.members[1]) == "damaged"
+    assert verify_member(folder, manifest.members[0]) is None
+
+
+def test_a_missing_member_is_refused_by_name(folder: Path) -> None:
+    (folder / "member0.safetensors").unlink()
+    manifest = read_manifest(folder)
+    with pytest.raises(WeightsError, match=r"member0\.safetensors"):
+        load_member(folder, manifest, manifest.members[0])
+    assert verify_member(folder, manifest.members[0]) == "No such file or directory"
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    edit(folder, network={"widths": [4, 4, 6, 6, 10]})
+    manifest = read_manifest(folder)
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_member(folder, manifest, manifest.members[0])
+    edit(folder, network={"widths": [4, 4, 6, 6, 8, 8]})
+    manifest = read_manifest(folder)
+    with pytest.raises(WeightsError, match="does not fit"):
+        load_member(folder, manifest, manifest.members[0])
+
+
+def test_numbers_that_are_not_finite_are_refused(folder: Path) -> None:
+    network = build_network(NetworkConfig(widths=(4, 4, 6, 6, 8)))
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[3] = 1e6  # more than half precision holds
+    sha256 = save_member(folder / "member0.safetensors", network)
+    manifest = read_manifest(folder)
+    with pytest.raises(WeightsError, match="not finite"):
+        load_member(folder, manifest, manifest.members[0].model_copy(update={"sha256": sha256}))
+
+
+def test_a_right_checksum_of_no_safetensors_file_is_refused(folder: Path) -> None:
+    import hashlib
+
+    (folder / "member0.safetensors").write_bytes(b"not tensors")
+    manifest = read_manifest(folder)
+    member = manifest.members[0].model_copy(update={"sha256": hashlib.sha256(b"not tensors").hexdigest()})
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        load_member(folder, manifest, member)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"window": 40}, "window 40 is not a multiple of 16"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"spacing": 0}, "spacing"),
+        ({"region": "knee"}, "region"),
+        ({"extra": 1}, "extra"),
+        ({"network": {"widths": [4]}}, "network.widths"),
+        ({"format": 2}, "format"),
+        ({"intensity": {"name": "none"}}, "intensity"),
+        ({"members": [{"file": "a"}]}, r"members\.0\.sha256"),
+    ],
+)
+def test_errors_in_the_manifest_name_the_field(folder: Path, changes: dict[str, object], field: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(WeightsError, match=rf"manifest\.json: .*{field}"):
+        read_manifest(folder)
+
+
+def test_a_manifest_that_is_missing_or_no_json(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"manifest\.json"):
+        read_manifest(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(WeightsError, match=r"manifest\.json: no manifest"):
+        read_manifest(folder)
+
+
+def test_two_members_may_not_share_a_file(folder: Path) -> None:
+    members = json.loads((folder / "manifest.json").read_text())["members"]
+    edit(folder, members=[members[0], members[0]])
+    with pytest.raises(WeightsError, match="share a file"):
+        read_manifest(folder)
+
+
+def test_the_digest_changes_with_what_shapes_the_maps(folder: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(folder)
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+    assert read_manifest(tmp_path).digest() == manifest.digest()
+    changes = ({"overlap": 0.25}, {"spacing": 2.0}, {"sigma": 0.2}, {"members": manifest.members[:1]})
+    digests = {manifest.model_copy(update=change).digest() for change in changes}
+    assert len(digests | {manifest.digest()}) == 5
+
+
+def test_where_weights_are_looked_for(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_weights(Region.BRAIN, weights) == weights / "brain"
+    assert find_weights(Region.BRAIN, weights / "brain") == weights / "brain"
+    assert find_weights(Region.BRAIN, tmp_path) == tmp_path
+    monkeypatch.setattr(module, "MOUNTED_WEIGHTS", tmp_path)
+    assert find_weights(Region.ABDOM) == Path(module.__file__).parent.parent / "weights" / "abdom"
+    monkeypatch.setattr(module, "MOUNTED_WEIGHTS", weights)
+    assert find_weights(Region.ABDOM) == weights / "abdom"
+
+
+def test_files_hold_only_half_precision(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "member0.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.int64}
