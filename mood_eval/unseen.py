@@ -139,7 +139,8 @@ def _ghost(scan: Scan, site: Site, rng: np.random.Generator) -> Change:
     weight = rng.uniform(0.3, 0.5)
     slices = scan.array[site.box]
     ghost = np.roll(slices, steps, (0, 1, 2))
-    return Change((1 - weight) * slices + weight * ghost, 0, f"weight {weight:.2f}, axis {axis}")
+    detail = f"weight {weight:.3f}, {steps[axis]} voxels along axis {axis}"
+    return Change((1 - weight) * slices + weight * ghost, 0, detail)
 
 
 def _spike(scan: Scan, site: Site, rng: np.random.Generator) -> Change:

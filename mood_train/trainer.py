@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from mood_infer.errors import UserError
 from mood_infer.network import build_network
 from mood_train.anomalies.generator import AnomalyGenerator
 from mood_train.checkpoint import (
@@ -35,9 +36,11 @@ WARM_UP = 0.3  # share of the schedule in which the learning rate rises
 START_DIVISOR, END_DIVISOR = 25.0, 25.0e4
 HIGH_BETA1, LOW_BETA1 = 0.95, 0.85
 CHECKPOINT_SECONDS = 120.0
+CHECKPOINTS_AT_LEAST = 20  # in a run whose time is set, so that a short one that is killed can go on too
 LOG_EVERY = 50  # steps
 PICTURES_EVERY = 500  # steps
 HELD_OUT_PATCHES = 32
+GO_ON = "the same command goes on from the last checkpoint, a lower --max-lr starts anew elsewhere"
 
 
 def one_cycle(progress: float, max_lr: float) -> tuple[float, float]:
@@ -180,27 +183,36 @@ class Trainer:
             self._steps_before, self._minutes_before = steps, minutes
 
     def fit(self, stop: Callable[[], bool] = lambda: False) -> Result:
-        """Train to the end of the schedule, or until ``stop`` says so; a checkpoint is left either way."""
+        """Train to the end of the schedule, or until ``stop`` says so; a checkpoint is left either way.
+
+        Raises:
+            UserError: the loss is not finite; nothing of that is saved.
+        """
+        # gradients far below any use made steps on a CPU take twice as long
+        torch.set_flush_denormal(True)
         batches = iter(self._batches())
         main = self._accelerator.is_main_process
         writer = SummaryWriter(str(self._out / "tensorboard")) if main else None
+        limit = self._config.max_minutes or math.inf
+        save_after = min(CHECKPOINT_SECONDS, 60 * limit / CHECKPOINTS_AT_LEAST)
         last_saved, progress_bar = time.monotonic(), _progress_bar(enabled=main)
         task = progress_bar.add_task("", total=1.0, loss=math.nan, rate=0.0, step=self._step)
         self._network.train()
         with progress_bar:
             while (progress := self._progress()) < 1 and not stop():
                 began = time.monotonic()
-                loss = self._train_step(next(batches), progress)
+                loss = self._train_step(next(batches), progress).item()
+                if not math.isfinite(loss):
+                    raise UserError(f"{self._out}: the loss at step {self._step} is {loss}; {GO_ON}.")
                 seconds = time.monotonic() - began
                 self._seconds += seconds
                 self._step += 1
                 if self._step % LOG_EVERY == 0 and writer:
-                    value = loss.item()
                     progress_bar.update(
-                        task, completed=progress, loss=value, rate=1 / seconds, step=self._step
+                        task, completed=progress, loss=loss, rate=1 / seconds, step=self._step
                     )
-                    self._log(writer, value, 1 / seconds, progress)
-                if time.monotonic() - last_saved > CHECKPOINT_SECONDS:
+                    self._log(writer, loss, 1 / seconds, progress)
+                if time.monotonic() - last_saved > save_after:
                     self._save()
                     last_saved = time.monotonic()
         self._save()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import RegularGridInterpolator
 
-from mood_eval.anomalies import LARGE, SMALL, Anomaly, Kind, make_anomaly, soft_weight
+from mood_eval.anomalies import SMALL, Anomaly, Kind, make_anomaly, soft_weight
 from mood_eval.sites import Scan, draw_sphere, sphere
 from mood_eval.unseen import UnseenKind, make_unseen, unseen_kinds
 from mood_infer.challenge import Region
@@ -66,7 +66,8 @@ def test_the_label_is_the_sphere_cut_to_the_body(kind: Kind, seed: int) -> None:
     assert np.array_equal(anomaly.label, ball & scan.body)
     assert anomaly.label.sum() >= ball.sum() / 2
     assert all(n // 4 <= c < n // 4 + n // 2 for c, n in zip(anomaly.centre, SHAPE, strict=True))
-    low, high = LARGE if kind in (Kind.DEFORMATION, Kind.SHIFT, Kind.REFLECTION) else SMALL
+    large = kind in (Kind.DEFORMATION, Kind.SHIFT, Kind.REFLECTION)
+    low, high = (0.08, 0.13) if large else (0.05, 0.10)
     assert low * 96 <= anomaly.radius <= high * 96  # 48 voxels of 2 mm from left to right
 
 
@@ -82,6 +83,16 @@ def test_uniform_adds_one_number(seed: int) -> None:
     assert 0.2 <= abs(step) <= 0.3 and np.sign(step) == anomaly.sign
     assert np.allclose(_difference(scan, anomaly), step, atol=6e-4)  # the detail has three decimals
     assert np.ptp(_difference(scan, anomaly)) < 1e-6
+
+
+def test_values_are_clipped() -> None:
+    scan = make_scan()
+    array = np.where(scan.body, np.where(scan.array > 0.5, 0.95, 0.05), 0).astype(np.float32)
+    scan = Scan(array, scan.body, scan.spacing)
+    for seed in range(4):
+        anomaly = make_anomaly(scan, Kind.UNIFORM, np.random.default_rng(seed))
+        expected = np.clip(array + float(anomaly.detail.split()[1]), 0, 1)
+        assert np.allclose(anomaly.image[anomaly.label], expected[anomaly.label], atol=6e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -255,6 +266,28 @@ def test_rod_is_one_bright_value() -> None:
     values = anomaly.image[anomaly.label]
     assert np.ptp(values) == 0 and 0.9 <= values[0] <= 1
     assert _distance(scan, anomaly)[anomaly.label].max() < anomaly.radius
+
+
+def test_ghost_is_a_weaker_copy_in_the_plane() -> None:
+    scan = make_scan()
+    anomaly = make_unseen(scan, UnseenKind.GHOST, np.random.default_rng(3))
+    _, weight, step, *_, axis = anomaly.detail.replace(",", "").split()
+    assert axis in "01" and 0.3 <= float(weight) <= 0.5
+    assert 0.1 * 96 - 1 <= abs(int(step)) * 2 <= 0.2 * 96 + 1
+    ghost = np.roll(scan.array, int(step), int(axis))
+    expected = (1 - float(weight)) * scan.array + float(weight) * ghost
+    assert np.allclose(anomaly.image[anomaly.label], expected[anomaly.label], atol=1e-3)
+
+
+def test_streaks_run_from_a_bright_core_in_every_slice() -> None:
+    scan = dataclasses.replace(make_scan(), body=np.ones(SHAPE, bool))
+    anomaly = make_unseen(scan, UnseenKind.STREAK, np.random.default_rng(3))
+    distance = _distance(scan, anomaly)
+    assert np.all(anomaly.image[distance < anomaly.radius / 8] == 1)
+    change = np.abs(anomaly.image - scan.array)
+    assert np.all(
+        change <= 0.5 * (1 - distance / anomaly.radius).clip(0) + 0.7 * (distance < anomaly.radius / 8)
+    )
 
 
 def test_missing_is_black_as_slab_and_as_bubble() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mood_eval.average_precision import ScoreCounts, average_precision, merge
+from mood_eval.average_precision import ScoreCounts, average_precision, best_dice, merge
 from mood_eval.members import ENSEMBLE, evaluate_members
 from mood_eval.validation_set import HEALTHY, Made, Recipe, make_cases, plan_cases
 from mood_infer.challenge import Region, find_scans
@@ -39,6 +39,7 @@ def test_rows_are_what_each_predictor_gives(scans: Path, weights: Path) -> None:
         row = table.rows[name]
         # the ensemble's mean is taken in another order: a score may round to the next float16
         assert row.pixel_ap == pytest.approx(average_precision(total), rel=1e-3 if members is None else 1e-12)
+        assert row.dice_threshold == pytest.approx(best_dice(total).threshold, rel=2e-3)
         samples = ScoreCounts.of(
             np.array([one.sample_score for one in maps]), np.array([made.label.any() for made in cases])
         )

@@ -67,6 +67,14 @@ def test_a_tenth_of_the_union_is_enough(extra: int, hit: bool) -> None:
     assert case.false.tolist() == [0 if hit else 1]
 
 
+@pytest.mark.parametrize(("length", "hit"), [(10, True), (11, False)])
+def test_a_small_part_of_a_large_anomaly_does_not_find_it(length: int, hit: bool) -> None:
+    label, scores = _blank().astype(bool), _blank()
+    label[5, 5, 5 : 5 + length] = True
+    scores[5, 5, 5] = 1
+    assert find_objects(scores, label, 1.0, (0.5,)).found.tolist() == [[hit]]
+
+
 def test_voxels_that_share_a_corner_are_one_object() -> None:
     label = _blank().astype(bool)
     label[5, 5, 5] = label[6, 6, 6] = True

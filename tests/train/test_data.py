@@ -1,0 +1,180 @@
+"""Scans, folds, crops and augmentation."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mood_infer.challenge import Region
+from mood_infer.errors import UserError
+from mood_train.augment import Augmentation
+from mood_train.config import PatchConfig, load_preset
+from mood_train.data import cut, data_digest, list_scans, load_scans, subject_of
+from mood_train.folds import make_split, read_split, write_split
+
+SHARED_SPLIT = Path(__file__).parents[2] / "../shared/data/split.json"
+
+
+def _write(path: Path, array: np.ndarray, spacing: float = 1.0) -> Path:
+    nib.save(nib.Nifti1Image(array, np.diag([spacing, spacing, spacing, 1])), path)
+    return path
+
+
+def _ct(side: int = 24) -> np.ndarray:
+    """A round body of 50 HU with an air hole and a table below it, in air."""
+    x, y = np.meshgrid(*[np.arange(side) - side / 2] * 2, indexing="ij")
+    plane = np.where(x**2 + y**2 < (0.35 * side) ** 2, 50, -1000)
+    plane = np.where(x**2 + y**2 < (0.1 * side) ** 2, -1000, plane)
+    plane[:, 0] = 100
+    return np.repeat(plane[:, :, None], 12, axis=2).astype(np.int16)
+
+
+@given(
+    side=st.integers(2, 12),
+    centre=st.tuples(*[st.integers(-4, 12)] * 3),
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_cut_is_numpys_pad_and_slice(
+    side: int, centre: tuple[int, int, int], shape: tuple[int, int, int]
+) -> None:
+    array = np.random.default_rng(0).random(shape).astype(np.float32)
+    margin = 30
+    padded = np.pad(array, margin)
+    start = [c - side // 2 + margin for c in centre]
+    expected = padded[tuple(slice(s, s + side) for s in start)]
+    assert np.array_equal(cut(array, np.array(centre), side), expected)
+
+
+def test_scans_are_cached_once_on_the_regions_grid(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a1.nii.gz", _ct(), spacing=1.0)
+    place = load_preset("compact").regions[Region.ABDOM]
+    (scan,) = load_scans([path], place, tmp_path / "cache")
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    (again,) = load_scans([path], place, tmp_path / "cache")
+    assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
+    assert np.array_equal(scan.image, again.image)
+    assert scan.image.shape == (12, 13, 7)  # 2 mm; the table's row starts a voxel before the body's box
+    assert float(scan.image[scan.body].max()) == pytest.approx(0.25 + 150 / 300 * 0.5, abs=2e-3)
+
+
+def test_the_body_has_its_holes_but_not_the_table(tmp_path: Path) -> None:
+    place = load_preset("reference").regions[Region.ABDOM]
+    (scan,) = load_scans([_write(tmp_path / "a1.nii.gz", _ct(40))], place, tmp_path / "cache")
+    assert 0.9 < scan.body[:, :, 6].sum() / (np.pi * 14**2) < 1.1
+    hole = (np.asarray(scan.image) < 0.01) & scan.body
+    assert hole[:, :, 6].sum() > 0.8 * np.pi * 4**2
+    table = np.asarray(scan.image) > 0.55
+    assert not scan.body[table].any() and table.any()
+
+
+def test_a_ct_is_no_brain(tmp_path: Path) -> None:
+    place = load_preset("compact").regions[Region.BRAIN]
+    with pytest.raises(UserError, match=r"a1.nii.gz.*CT.*--region abdom"):
+        load_scans([_write(tmp_path / "a1.nii.gz", _ct())], place, tmp_path / "cache")
+
+
+def test_lists_name_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no \.nii"):
+        list_scans(tmp_path)
+    _write(tmp_path / "a.nii.gz", np.zeros((2, 2, 2), np.float32))
+    listing = tmp_path / "list.json"
+    listing.write_text(json.dumps({"training": [{"image": "a.nii.gz"}]}))
+    assert list_scans(listing) == [tmp_path / "a.nii.gz"] == list_scans(tmp_path)
+    listing.write_text(json.dumps({"training": ["b.nii.gz"]}))
+    with pytest.raises(UserError, match=r"b\.nii\.gz"):
+        list_scans(listing)
+    listing.write_text("{}")
+    with pytest.raises(UserError, match="'training'"):
+        list_scans(listing)
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("sub-01_T1w.nii.gz", "sub-01"),
+        ("ctc0518_abdomen.nii.gz", "ctc0518"),
+        ("cort_liver.nii.gz", "cort_liver"),
+        ("pancreas_cb001.nii.gz", "pancreas_cb001"),
+        ("x.nii", "x"),
+    ],
+)
+def test_subjects_of_names(name: str, subject: str) -> None:
+    assert subject_of(name) == subject
+
+
+@given(count=st.integers(6, 40), doubled=st.integers(0, 5), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_splits_keep_subjects_together_and_lose_nobody(count: int, doubled: int, seed: int) -> None:
+    names = [f"sub-{n:02d}_a.nii.gz" for n in range(count)]
+    names += [f"sub-{n:02d}_b.nii.gz" for n in range(doubled)]
+    split = make_split(names, seed)
+    parts = [split.set_aside, *split.folds]
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    owners = [{subject_of(name) for name in part} for part in parts]
+    assert sum(map(len, owners)) == count
+    assert len(owners[0]) == count // 5
+    assert max(map(len, owners[1:])) - min(map(len, owners[1:])) <= 1
+    assert split == make_split(reversed(names), seed)
+    assert not split.training(2) & (set(split.set_aside) | split.held_out(2))
+
+
+def test_a_leaked_subject_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    write_split(path, Region.BRAIN, make_split([f"sub-{n:02d}.nii.gz" for n in range(10)], 0))
+    assert len(read_split(path, Region.BRAIN).folds) == 5
+    content = json.loads(path.read_text())
+    content["brain"]["folds"][0].append(content["brain"]["set_aside"][0].replace(".nii", "_again.nii"))
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="_again"):
+        read_split(path, Region.BRAIN)
+
+
+@pytest.mark.skipif(not SHARED_SPLIT.exists(), reason="the shared split of real scans is not here")
+@pytest.mark.parametrize("region", list(Region))
+def test_no_set_aside_subject_trains(region: Region) -> None:
+    split = read_split(SHARED_SPLIT, region)
+    aside = {subject_of(name) for name in split.set_aside}
+    for fold in (None, 0, 1, 2, 3, 4):
+        assert not aside & {subject_of(name) for name in split.training(fold)}
+
+
+def test_the_digest_knows_names_and_contents(tmp_path: Path) -> None:
+    place = load_preset("reference").regions[Region.BRAIN]
+    base = np.ones((4, 4, 4), np.float32)
+    paths = [_write(tmp_path / f"s{n}.nii.gz", base * (n + 1)) for n in range(2)]
+    scans = load_scans(paths, place, tmp_path / "cache")
+    assert data_digest(scans) == data_digest(scans[::-1])
+    assert data_digest(scans) != data_digest(scans[:1])
+
+
+def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
+    augmentation = Augmentation(PatchConfig(window=16, margin=1.5, gain=0.3, gain_rate=0.5))
+    image = np.zeros((24, 24, 24), np.float32)
+    image[4:18, 6:20, 5:15] = 0.6
+    body = image > 0
+    agreement = []
+    seen = set()
+    for seed in range(60):
+        patch, mask = augmentation(image, body, np.random.default_rng(seed))
+        assert patch.shape == mask.shape == (16, 16, 16)
+        assert patch.dtype == np.float32 and patch.min() >= 0 and patch.max() <= 1
+        agreement.append(float(((patch > 0.2) == mask).mean()))
+        seen.add(patch.tobytes())
+    assert min(agreement) > 0.9 and np.mean(agreement) > 0.98
+    assert len(seen) > 25  # most seeds change something
+    plain, _ = augmentation(image, body, np.random.default_rng(int(np.argmax(agreement))))
+    assert (plain == 0).any()
+
+
+def test_augmentation_draws_from_its_generator_alone() -> None:
+    augmentation = Augmentation(PatchConfig(window=16))
+    image = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
+    one, _ = augmentation(image, image > 0, np.random.default_rng(5))
+    np.random.seed(1)
+    two, _ = augmentation(image, image > 0, np.random.default_rng(5))
+    assert np.array_equal(one, two)

@@ -1,0 +1,148 @@
+"""Samples: what changed, what did not, and where the foreign patches come from."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from mood_train.anomalies.generator import AnomalyGenerator, Sample
+from mood_train.anomalies.textures import MemoryBank, same_scan_patch
+from mood_train.config import RunConfig
+from mood_train.data import CachedScan
+from mood_train.trainer import SampleDataset, sample_numbers
+from tests.train.conftest import LEVELS
+
+
+def _bytes(sample: Sample) -> str:
+    parts = (sample.image, sample.label, sample.normal, sample.foreign)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+
+def _with(config: RunConfig, **anomalies: object) -> RunConfig:
+    changed = config.preset.anomalies.model_copy(update=anomalies)
+    return config.model_copy(update={"preset": config.preset.model_copy(update={"anomalies": changed})})
+
+
+@pytest.mark.parametrize("edges", ["hard", "smooth"])
+@pytest.mark.parametrize("poisson", [0.0, 1.0])
+def test_outside_the_label_not_a_bit_changes(
+    scans: list[CachedScan], tiny_run: RunConfig, edges: str, poisson: float
+) -> None:
+    run = _with(tiny_run.model_copy(update={"edges": edges}), poisson_share=poisson)
+    generator = AnomalyGenerator(scans, run)
+    changed = 0
+    for number in range(12):
+        sample = generator.sample(number)
+        untouched = sample.label == 0
+        assert np.array_equal(sample.image[untouched], sample.normal[untouched])
+        for array in (sample.image, sample.label, sample.normal, sample.foreign):
+            assert array.dtype == np.float32 and array.shape == (32, 32, 32)
+            assert array.min() >= 0 and array.max() <= 1
+        changed += int((sample.image != sample.normal).sum())
+    assert changed > 1000
+
+
+def test_hard_labels_hold_only_the_blending_factor(scans: list[CachedScan], tiny_run: RunConfig) -> None:
+    run = _with(tiny_run.model_copy(update={"edges": "hard"}), max_count=1)
+    generator = AnomalyGenerator(scans, run)
+    for number in range(10):
+        values = np.unique(generator.sample(number).label)
+        assert len(values) <= 2 and values[0] == 0
+        assert all(0.3 <= value <= 1 for value in values[1:])
+
+
+def test_linear_blend_is_reproduced_from_its_parts(scans: list[CachedScan], tiny_run: RunConfig) -> None:
+    generator = AnomalyGenerator(scans, _with(tiny_run, max_count=1))
+    for number in range(8):
+        s = generator.sample(number)
+        expected = s.normal * (1 - s.label) + s.foreign * s.label
+        assert np.allclose(s.image, expected, atol=1e-6)
+
+
+def test_brain_anomalies_stay_in_the_foreground(scans: list[CachedScan], tiny_run: RunConfig) -> None:
+    generator = AnomalyGenerator(scans, tiny_run)
+    samples = [generator.sample(number) for number in range(20)]
+    assert any((sample.normal == 0).any() for sample in samples)
+    assert not any(sample.label[sample.normal == 0].any() for sample in samples)
+
+
+def test_the_rate_is_kept(scans: list[CachedScan], tiny_run: RunConfig) -> None:
+    generator = AnomalyGenerator(scans, _with(tiny_run, rate=0.5))
+    with_anomaly = sum(bool(generator.sample(number).label.any()) for number in range(120))
+    assert 41 <= with_anomaly <= 79  # three and a half standard deviations about 60
+
+
+def test_the_same_seed_gives_the_same_bytes_in_any_order(
+    scans: list[CachedScan], tiny_run: RunConfig
+) -> None:
+    forwards, backwards = AnomalyGenerator(scans, tiny_run), AnomalyGenerator(scans, tiny_run)
+    ours = [_bytes(forwards.sample(number)) for number in range(6)]
+    theirs = [_bytes(backwards.sample(number)) for number in reversed(range(6))]
+    assert ours == theirs[::-1]
+    other = AnomalyGenerator(scans, tiny_run.model_copy(update={"seed": 4}))
+    assert len({*ours, *(_bytes(other.sample(number)) for number in range(6))}) == 12
+
+
+def test_workers_draw_apart_and_agree_with_none(scans: list[CachedScan], tiny_run: RunConfig) -> None:
+    dataset = SampleDataset(AnomalyGenerator(scans, tiny_run))
+
+    def first(workers: int) -> list[bytes]:
+        loader = DataLoader(dataset, batch_size=2, sampler=sample_numbers(0, 2, 0, 1), num_workers=workers)
+        batches = iter(loader)
+        images = [image.numpy().tobytes() for _ in range(3) for image in next(batches)[0]]
+        del batches
+        return images
+
+    alone = first(0)
+    assert len(set(alone)) == 6
+    assert first(2) == alone
+
+
+def test_ranks_share_the_samples_without_overlap() -> None:
+    streams = [sample_numbers(5, 2, rank, 3) for rank in range(3)]
+    drawn = [[next(stream) for _ in range(8)] for stream in streams]
+    assert sorted(number for stream in drawn for number in stream) == list(range(30, 54))
+
+
+def test_foreign_patches_are_never_of_the_same_subject(
+    scans: list[CachedScan], tiny_run: RunConfig
+) -> None:
+    bank = MemoryBank(scans, 8, 12, seed=0)
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        subject = scans[number % 3].subject
+        assert scans[bank.draw(number, subject, rng).scan].subject != subject
+    with pytest.raises(LookupError):
+        AnomalyGenerator(scans[:1], tiny_run)
+
+
+def test_after_a_thousand_draws_patches_still_have_their_scans_intensities(scans: list[CachedScan]) -> None:
+    bank = MemoryBank(scans, 50, 12, seed=1)
+    rng = np.random.default_rng(1)
+    for number in range(1000):
+        patch = bank.draw(number, "nobody", rng)
+    for number in range(1000, 1060):
+        patch = bank.draw(number, "nobody", rng)
+        tissue = patch.array[patch.array > 0]
+        assert abs(float(tissue.mean()) - LEVELS[scans[patch.scan].subject]) < 0.025
+
+
+def test_the_bank_replaces_one_patch_an_image(scans: list[CachedScan]) -> None:
+    bank = MemoryBank(scans, 5, 8, seed=2)
+
+    def held(image: int) -> set[bytes]:
+        rng = np.random.default_rng(0)
+        return {bank.draw(image, "nobody", rng).array.tobytes() for _ in range(80)}
+
+    now, later = held(100), held(101)
+    assert len(now) == len(later) == 5
+    assert len(now & later) == 4
+
+
+def test_same_scan_patches_come_from_that_scan_and_another_place(scans: list[CachedScan]) -> None:
+    middle = np.array([24, 24, 24])
+    for seed in range(20):
+        patch = same_scan_patch(scans[1], 1, middle, 12, np.random.default_rng(seed))
+        tissue = patch.array[patch.array > 0]
+        assert patch.scan == 1 and abs(float(tissue.mean()) - LEVELS["sub-02"]) < 0.025

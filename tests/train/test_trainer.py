@@ -1,0 +1,159 @@
+"""The schedule, the loss, the network, and a resume that goes on bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from mood_infer.errors import UserError
+from mood_infer.network import build_network
+from mood_infer.weights import load_member, read_manifest
+from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from mood_train.config import RunConfig, load_preset
+from mood_train.data import CachedScan
+from mood_train.export import export_member
+from mood_train.trainer import Trainer, anomaly_loss, one_cycle
+
+
+def _with_steps(config: RunConfig, steps: int, **optimiser: object) -> RunConfig:
+    changed = config.preset.optimiser.model_copy(update={"steps": steps, **optimiser})
+    return config.model_copy(update={"preset": config.preset.model_copy(update={"optimiser": changed})})
+
+
+def test_one_cycle_is_torchs() -> None:
+    total = 200
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.AdamW([parameter], lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=total + 1)
+    for step in range(total + 1):
+        # torch counts the rise in whole steps and one less: allow one step's difference
+        near = [one_cycle(np.clip((step + shift) / total, 0, 1), 1e-3) for shift in (-1, 0, 1)]
+        rates, betas = zip(*near, strict=True)
+        group = optimiser.param_groups[0]
+        assert min(rates) - 1e-9 <= group["lr"] <= max(rates) + 1e-9
+        assert min(betas) - 1e-9 <= group["betas"][0] <= max(betas) + 1e-9
+        optimiser.step()
+        if step < total:
+            schedule.step()
+    assert one_cycle(0.3, 1e-3) == pytest.approx((1e-3, 0.85))
+
+
+def test_loss_weighs_the_outputs_8_4_2_1_against_the_soft_label() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 4, 1, 4, 4, 4), torch.rand(2, 1, 4, 4, 4)
+    probability = logits.double().sigmoid()
+    each = -(label[:, None] * probability.log() + (1 - label[:, None]) * (1 - probability).log())
+    by_output = each.mean(dim=(0, 2, 3, 4, 5))
+    expected = (by_output * torch.tensor([8.0, 4.0, 2.0, 1.0])).sum() / 15
+    assert anomaly_loss(logits, label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_reference_preset_is_the_papers() -> None:
+    preset = load_preset("reference")
+    network = build_network(preset.network)
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(31.19e6, rel=1e-3)
+    assert (preset.patches.window, preset.optimiser.steps, preset.optimiser.max_lr) == (160, 35_000, 1e-3)
+    assert round(preset.anomalies.max_size * 160) == 128 and round(preset.anomalies.min_size * 160) == 10
+
+
+def test_outputs_come_from_falling_resolutions(tiny_run: RunConfig) -> None:
+    network = build_network(tiny_run.preset.network).train()
+    outputs = network(torch.rand(1, 1, 32, 32, 32))[0, :, 0]
+    for level in range(1, 4):
+        blocks = outputs[level].reshape(*(n for side in (32 >> level,) * 3 for n in (side, 1 << level)))
+        assert torch.all(blocks.amax(dim=(1, 3, 5)) == blocks.amin(dim=(1, 3, 5)))
+    assert torch.equal(functional.interpolate(outputs[1][None, None], scale_factor=1)[0, 0], outputs[1])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_run_ends_as_an_unbroken_one(
+    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path, ema: float
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    config = _with_steps(tiny_run, 6, ema_decay=ema)
+    Trainer(config, scans, [], whole).fit()
+    first = Trainer(config, scans, [], broken)
+    assert not first.fit(stop=lambda: first.step == 3).finished
+    second = Trainer(config, scans, [], broken)
+    assert second.step == 3
+    assert second.fit().finished
+    ours, theirs = read_checkpoint(whole / CHECKPOINT_NAME), read_checkpoint(broken / CHECKPOINT_NAME)
+    for name, tensor in ours.network.items():
+        assert torch.equal(tensor, theirs.network[name]), name
+    for number, state in ours.optimiser["state"].items():
+        for name, tensor in state.items():
+            assert torch.equal(tensor, theirs.optimiser["state"][number][name])
+    assert (ours.ema is not None) == bool(ema)
+    for name, tensor in (ours.ema or {}).items():
+        assert torch.equal(tensor, theirs.ema[name])  # type: ignore[index]
+
+
+def test_training_lowers_the_loss(scans: list[CachedScan], tiny_run: RunConfig, out: Path) -> None:
+    config = _with_steps(tiny_run, 60, max_lr=2e-2)
+    trainer = Trainer(config, scans, [], out)
+    losses: list[float] = []
+    step = trainer._train_step
+
+    def spy(batch: list[torch.Tensor], progress: float) -> torch.Tensor:
+        loss = step(batch, progress)
+        losses.append(loss.item())
+        return loss
+
+    trainer._train_step = spy  # type: ignore[method-assign]
+    assert trainer.fit().finished
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_time_ends_the_schedule(scans: list[CachedScan], tiny_run: RunConfig, out: Path) -> None:
+    config = _with_steps(tiny_run, 100_000).model_copy(update={"max_minutes": 0.02})
+    result = Trainer(config, scans, [], out).fit()
+    assert result.finished and 1 <= result.step < 1000
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path
+) -> None:
+    config = _with_steps(tiny_run, 1)
+    Trainer(config, scans, [], out).fit()
+    with pytest.raises(UserError, match="seed 3"):
+        Trainer(config.model_copy(update={"seed": 9}), scans, [], out)
+    with pytest.raises(UserError, match="other scans"):
+        Trainer(config, scans[:2], [], out)
+    (out / CHECKPOINT_NAME).write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        Trainer(config, scans, [], out)
+
+
+def test_export_keeps_the_network_and_says_where_it_comes_from(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path
+) -> None:
+    Trainer(_with_steps(tiny_run, 2), scans, [], out).fit()
+    path = export_member(out / CHECKPOINT_NAME, tmp_path / "weights", "balls", "CC0")
+    manifest = read_manifest(path.parent)
+    (member,) = manifest.members
+    assert (member.steps, member.edges, member.fold, member.licence) == (2, "smooth", None, "CC0")
+    assert (manifest.window, manifest.spacing, manifest.overlap) == (32, 1.0, 0.5)
+    loaded = load_member(path.parent, manifest, member)
+    trained = read_checkpoint(out / CHECKPOINT_NAME).network
+    for name, tensor in loaded.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, trained[name].half().float()), name
+
+
+def test_start_from_takes_the_weights_and_counts_their_steps(
+    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    Trainer(_with_steps(tiny_run, 2), scans, [], first).fit()
+    base = read_checkpoint(first / CHECKPOINT_NAME)
+    trainer = Trainer(_with_steps(tiny_run, 1), scans, [], second)
+    trainer.start_from(base.network, base.step, 1.5)
+    trainer.fit()
+    member = read_manifest(export_member(second / CHECKPOINT_NAME, tmp_path / "w", "balls", "CC0").parent)
+    assert member.members[0].steps == 3
