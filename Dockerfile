@@ -36,12 +36,14 @@ RUN python3 -m pip install --no-cache-dir --root-user-action=ignore --only-binar
 
 FROM base AS infer
 # One BLAS thread: the networks run in torch's own pool, and a large machine's would exceed a --pids-limit.
-# /dev/shm is the one place that can be written to under --read-only, by any user.
+# /dev/shm is the one place that can be written to under --read-only, by any user. Libraries that ask for the
+# user's name fail for a UID without one, so there is a name.
 ENV PYTHONPATH=/workspace \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     OPENBLAS_NUM_THREADS=1 \
     HOME=/dev/shm \
+    USER=mood \
     TMPDIR=/dev/shm \
     MPLCONFIGDIR=/dev/shm/matplotlib \
     NVIDIA_VISIBLE_DEVICES=all \

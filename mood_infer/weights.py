@@ -114,12 +114,22 @@ def find_weights(region: Region, folder: Path | None = None) -> Path:
         folder: the region's own folder, or one with a folder for each region. Without it
             ``/weights/<region>`` is taken where that has a manifest, else ``weights/<region>`` beside the
             package.
+
+    Raises:
+        WeightsError: there is a folder that may not be looked into.
     """
     if folder is not None:
         inner = folder / region
-        return inner if (inner / MANIFEST_NAME).is_file() else folder
+        return inner if _has_manifest(inner) else folder
     mounted = MOUNTED_WEIGHTS / region
-    return mounted if (mounted / MANIFEST_NAME).is_file() else OWN_WEIGHTS / region
+    return mounted if _has_manifest(mounted) else OWN_WEIGHTS / region
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST_NAME).is_file()
+    except PermissionError as error:
+        raise WeightsError(f"{folder}: {error.strerror}; let every user read it.") from error
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,16 +1,17 @@
 #!/bin/sh
-# Score each network alone and the whole ensemble on the scans that were set aside.
+# Scores each network alone and the whole ensemble on the scans that were set aside.
 #   scripts/evaluate.sh REGION DATA [OUT] [more options of mood-eval members]
 # DATA holds the scans in brain/ or abdom/, and split.json. One healthy case a scan and one of each type
 # are made in memory, from seed 0; the table goes to OUT/<region>.md and, with all numbers, <region>.json.
 set -eu
 region=${1:?brain or abdom}
-data=${2:?folder with brain/, abdom/ and split.json}
+data=$(cd -- "${2:?folder with brain/, abdom/ and split.json}" && pwd)
 out=${3:-evaluation}
 shift 2
 [ $# -gt 0 ] && shift
-cd "$(dirname "$0")/.."
+cd -- "$(dirname -- "$0")/.."
+scripts/setup.sh eval
 mkdir -p "$out"
-exec "${PYTHON:-python3}" -m mood_eval members "$data/$region" --region "$region" \
+exec .venv/bin/mood-eval members "$data/$region" --region "$region" \
     --split "$data/split.json" --part set_aside --seed 0 \
     --markdown "$out/$region.md" --json "$out/$region.json" "$@"

@@ -6,12 +6,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from scipy import ndimage
 
 from mood_infer.challenge import Region
 from mood_infer.intensity import MedianRule
 from mood_infer.network import NetworkConfig, build_network
 from mood_infer.weights import Manifest, Member, save_member, write_manifest
+
+# a busy machine is no failure
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 DATA = Path(__file__).parents[3] / "shared" / "data"  # beside the repository; not on a user's machine
 SHAPE = (44, 40, 36)

@@ -204,7 +204,7 @@ def test_a_scan_without_body_is_refused() -> None:
 
 
 @given(st.tuples(*[st.integers(0, n - 1) for n in SHAPE]), st.floats(1, 30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sphere_is_cut_to_the_array(centre: tuple[int, int, int], radius: float) -> None:
     scan = dataclasses.replace(make_scan(), body=np.ones(SHAPE, bool))
     site = sphere(scan, centre, radius)

