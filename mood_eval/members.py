@@ -4,11 +4,14 @@ Cases are made, scored and forgotten one at a time, so nothing lies on disk. The
 the ensemble's map (paper, section 3.1.1), so each network runs once a case.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from mood_eval.average_precision import ScoreCounts
 from mood_eval.objects import find_objects
@@ -76,12 +79,14 @@ def evaluate_members(
     folder = find_weights(recipe.region, weights)
     manifest = read_manifest(folder)
     files = [member.file for member in manifest.members]
-    members = {file: Predictor.load(recipe.region, weights, device, [file]) for file in files}
+    members = {file: _Remembering.load(recipe.region, weights, device, [file]) for file in files}
     plan = plan_cases(list(scans), recipe)
     judged: dict[str, list[Judged]] = {name: [] for name in [*members, ENSEMBLE]}
     cases: list[Case] = []
     for source in scans:
         own = [case for path, case in plan if path == source]
+        for predictor in members.values():
+            predictor.forget()
         for made in make_cases(source, own, recipe):
             cases.append(made.case)
             if report is not None:
@@ -100,7 +105,23 @@ def evaluate_members(
     return MemberTable(index=index, weights=manifest.digest(), rows=rows)
 
 
-def _judge(made: Made, members: dict[str, Predictor]) -> list[tuple[str, Judged]]:
+class _Remembering(Predictor):
+    """A predictor that knows the windows it has seen: the cases of one scan share most of theirs."""
+
+    def forget(self) -> None:
+        """Start anew, with another scan."""
+        self._known: dict[bytes, Tensor] = {}
+
+    def _score(self, windows: Tensor) -> Tensor:
+        keys = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]
+        new = [number for number, key in enumerate(keys) if key not in self._known]
+        if new:
+            fresh = super()._score(windows[new])
+            self._known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
+        return torch.stack([self._known[key] for key in keys])
+
+
+def _judge(made: Made, members: Mapping[str, Predictor]) -> list[tuple[str, Judged]]:
     maps = {name: predictor.predict(made.image) for name, predictor in members.items()}
     working = {name: result.working for name, result in maps.items()}
     working[ENSEMBLE] = np.mean(list(working.values()), axis=0, dtype=np.float32)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class Predictor:
         device: Device = "auto",
         members: Sequence[str] | None = None,
         precision: Precision = "auto",
-    ) -> "Predictor":
+    ) -> Self:
         """Read a region's networks; every checksum is verified before this returns.
 
         Args:

@@ -1,6 +1,7 @@
 """From a checkpoint to weights that mood_infer loads: one safetensors file and its manifest entry."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -100,4 +101,4 @@ def _code_version() -> str:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

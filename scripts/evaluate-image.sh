@@ -7,14 +7,14 @@
 #
 #   --image   default mood-ood
 #   --toy     made by make-toy.sh or in that layout; by default cases are made from samples/
-#   --out     for predictions and scores: OUT/REGION/MODE/, OUT/REGION.json; default evaluation/
+#   --out     for predictions and scores: OUT/REGION/MODE/, OUT/REGION.json; default image-evaluation/
 #   --gpu     give the container the GPUs
 # Exit codes: 0 all ran, 1 a container failed, 2 usage.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python3)}
 
-image=mood-ood toy="" out=evaluation gpu=()
+image=mood-ood toy="" out=image-evaluation gpu=()
 usage() {
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2
     exit 2
