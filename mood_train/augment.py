@@ -17,18 +17,18 @@ from monai.transforms import (
 from numpy.typing import NDArray
 
 from mood_infer.volume import Array3D
-from mood_train.config import PatchConfig
 from mood_train.seeds import seed_transform
 
 RATE = 0.1
+GAIN_RATE = 0.3
 BOTH = ("image", "body")
 
 
 class Augmentation:
     """Turns a crop and its body mask into a training patch of the window's size."""
 
-    def __init__(self, config: PatchConfig) -> None:
-        """Set up the transforms; each call seeds them anew."""
+    def __init__(self, window: int, gain: float) -> None:
+        """Set up the transforms for patches of ``window`` voxels; each call seeds them anew."""
         modes = ("bilinear", "nearest")
         self._place = Compose(
             [
@@ -46,7 +46,7 @@ class Augmentation:
                 RandRotated(
                     BOTH, prob=RATE, range_x=0.1, range_y=0.1, range_z=0.1, mode=modes, padding_mode="zeros"
                 ),
-                CenterSpatialCropd(BOTH, roi_size=config.window),
+                CenterSpatialCropd(BOTH, roi_size=window),
             ]
         )
         self._intensity = Compose(
@@ -55,7 +55,7 @@ class Augmentation:
                 RandBiasField(prob=RATE, coeff_range=(-0.3, 0.3)),
                 RandGaussianSmooth(prob=RATE),
                 RandAdjustContrast(prob=RATE, gamma=(0.5, 1.5)),
-                RandScaleIntensity(factors=config.gain, prob=config.gain_rate),
+                RandScaleIntensity(factors=gain, prob=GAIN_RATE),
             ]
         )
 

@@ -21,6 +21,8 @@ class Checkpoint:
         config: of the run, as JSON.
         data_sha256: over the training scans.
         data_count: number of training scans.
+        code_version: of this software, as it trained.
+        hardware: it trained on.
         step: optimiser steps done.
         seconds: wall time spent in training.
         steps_before: steps behind the weights this run started from.
@@ -33,6 +35,8 @@ class Checkpoint:
     config: str
     data_sha256: str
     data_count: int
+    code_version: str
+    hardware: str
     step: int
     seconds: float
     steps_before: int
@@ -68,7 +72,7 @@ def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_s
         UserError: something that decides what the run computes has changed; the text names it.
     """
     before = RunConfig.model_validate_json(checkpoint.config)
-    for name in ("region", "edges", "fold", "seed"):
+    for name in ("region", "edges", "fold", "seed", "started_from"):
         if getattr(before, name) != getattr(config, name):
             value = getattr(before, name)
             raise UserError(f"{path}: was made with {name} {value}; give the same, or another --out.")

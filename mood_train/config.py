@@ -30,6 +30,8 @@ class RegionConfig(_Section):
         body_is_filled: keep the largest component and fill its holes slice by slice (CT); otherwise the
             voxels above the level are the body as they are (skull-stripped MR).
         anomalies_in_body: make anomalies only in body voxels (paper, section 2.1: brain, voxels > 0).
+        gain: three patches in ten are multiplied by 1 - gain to 1 + gain, so that a scanner's scale, where
+            the unit is arbitrary, is no anomaly.
     """
 
     intensity: IntensityRule
@@ -37,6 +39,7 @@ class RegionConfig(_Section):
     body_above: float = Field(ge=0, lt=1)
     body_is_filled: bool
     anomalies_in_body: bool
+    gain: float = Field(default=0.0, ge=0, lt=1)
 
 
 class AnomalyConfig(_Section):
@@ -82,16 +85,11 @@ class PatchConfig(_Section):
         window: side in voxels; the same window is used at inference.
         margin: side of the crop that is augmented, as a multiple of the window.
         min_body: share of the crop that should be body; the best of some draws is taken.
-        gain: a patch is multiplied by 1 - gain to 1 + gain, at the odds below, so that a scanner's
-            scale is no anomaly.
-        gain_rate: odds of that.
     """
 
     window: int = Field(gt=0)
     margin: float = Field(default=1.25, ge=1)
     min_body: float = Field(default=0.0, ge=0, le=1)
-    gain: float = Field(default=0.0, ge=0, lt=1)
-    gain_rate: float = Field(default=0.0, ge=0, le=1)
 
 
 class OptimiserConfig(_Section):

@@ -1,14 +1,10 @@
 """From a checkpoint to weights that mood_infer loads: one safetensors file and its manifest entry."""
 
 import hashlib
-import os
-import platform
-import subprocess
 from pathlib import Path
 
 import torch
 
-from mood_infer import __version__
 from mood_infer.errors import UserError
 from mood_infer.network import build_network
 from mood_infer.volume import write_atomically
@@ -60,8 +56,8 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
         data=f"{data}, {checkpoint.data_count} scans",
         data_sha256=checkpoint.data_sha256,
         licence=licence,
-        code_version=_code_version(),
-        hardware=_hardware(),
+        code_version=checkpoint.code_version,
+        hardware=checkpoint.hardware,
         minutes=round(checkpoint.minutes_before + checkpoint.seconds / 60, 1),
         started_from=config.started_from,
     )
@@ -87,18 +83,3 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
     # hard and smooth take turns, so that the first few members already are a balanced ensemble
     members = sorted([*others, member], key=lambda each: (-1 if each.fold is None else each.fold, each.edges))
     return present.model_copy(update={"members": tuple(members)})
-
-
-def _code_version() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
-    return f"{__version__}+{commit}"
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"

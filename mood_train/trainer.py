@@ -30,6 +30,7 @@ from mood_train.checkpoint import (
 )
 from mood_train.config import RunConfig
 from mood_train.data import CachedScan, data_digest
+from mood_train.origin import code_version, hardware
 
 OUTPUT_WEIGHTS = (8.0, 4.0, 2.0, 1.0)  # full resolution first
 WARM_UP = 0.3  # share of the schedule in which the learning rate rises
@@ -93,7 +94,7 @@ def keep_bottom_in_float32(network: nn.Module) -> None:
 
 
 class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Samples by number; the same number gives the same sample in every process and thread."""
+    """Samples by number; the same number gives the same sample in every process."""
 
     def __init__(self, generator: AnomalyGenerator) -> None:
         """Serve the samples of a generator."""
@@ -179,7 +180,8 @@ class Trainer:
 
     @property
     def _plain(self) -> nn.Module:
-        network: nn.Module = self._accelerator.unwrap_model(self._network, keep_fp32_wrapper=False)
+        # without the wrapper, unwrapping would end the autocast of the very network that trains
+        network: nn.Module = self._accelerator.unwrap_model(self._network, keep_fp32_wrapper=True)
         return network
 
     @property
@@ -216,11 +218,11 @@ class Trainer:
         task = progress_bar.add_task("", total=1.0, loss=math.nan, rate=0.0, step=self._step)
         self._network.train()
         with progress_bar:
-            while (progress := self._progress()) < 1 and not stop():
+            while (progress := self._progress()) < 1 and not self._any(stop()):
                 began = time.monotonic()
                 loss = self._train_step(next(batches), progress).item()
-                if not math.isfinite(loss):
-                    raise UserError(f"{self._out}: the loss at step {self._step} is {loss}; {GO_ON}.")
+                if self._any(not self._is_sound(loss)):
+                    raise UserError(f"{self._out}: step {self._step} gave no finite numbers; {GO_ON}.")
                 seconds = time.monotonic() - began
                 self._seconds += seconds
                 self._step += 1
@@ -245,8 +247,22 @@ class Trainer:
         share = self._step / self._config.preset.optimiser.steps
         if self._config.max_minutes is not None:
             share = max(share, self._seconds / 60 / self._config.max_minutes)
-        # every rank must leave the loop at the same step
-        return float(_agree(self._accelerator, share))
+        return self._highest(share)
+
+    def _highest(self, value: float) -> float:
+        """The largest value of all ranks: they must leave the loop at the same step."""
+        if self._accelerator.num_processes == 1:
+            return value
+        own = torch.tensor([value], device=self._accelerator.device)
+        return float(self._accelerator.gather(own).max())
+
+    def _any(self, flag: bool) -> bool:
+        return self._highest(float(flag)) > 0
+
+    def _is_sound(self, loss: float) -> bool:
+        """Whether the loss and all that would be saved are finite."""
+        state = self._plain.state_dict().values()
+        return math.isfinite(loss) and all(bool(torch.isfinite(tensor).all()) for tensor in state)
 
     def _batches(self) -> DataLoader[tuple[Tensor, Tensor]]:
         batch = self._config.preset.optimiser.batch
@@ -289,16 +305,15 @@ class Trainer:
         """AP over the voxels of fixed samples from the fold left out, against label > 0."""
         if self._held_out is None:
             return None
-        model = self._ema.module if self._ema else self._plain
-        model.eval()
+        model = build_network(self._config.preset.network).to(self._accelerator.device).eval()
+        model.load_state_dict(self._ema.module.state_dict() if self._ema else self._plain.state_dict())
         scores, labels = [], []
-        with torch.inference_mode(), self._accelerator.autocast():
+        with torch.inference_mode():
             for number in range(HELD_OUT_PATCHES):
                 sample = self._held_out.sample(number)
                 image = torch.from_numpy(sample.image[None, None]).to(self._accelerator.device)
                 scores.append(model(image).float().sigmoid().cpu().numpy().ravel())
                 labels.append((sample.label > 0).ravel())
-        model.train()
         return float(average_precision_score(np.concatenate(labels), np.concatenate(scores)))
 
     def _save(self) -> None:
@@ -310,6 +325,8 @@ class Trainer:
                 config=self._config.model_dump_json(),
                 data_sha256=self._data_sha256,
                 data_count=self._data_count,
+                code_version=code_version(),
+                hardware=hardware(),
                 step=self._step,
                 seconds=self._seconds,
                 steps_before=self._steps_before,
@@ -341,13 +358,6 @@ def _native_precision() -> str:
 def _enough(scans: list[CachedScan], config: RunConfig) -> bool:
     subjects = {scan.subject for scan in scans}
     return len(subjects) > 1 or (len(subjects) == 1 and config.preset.anomalies.other_share == 0)
-
-
-def _agree(accelerator: Accelerator, share: float) -> float:
-    if accelerator.num_processes == 1:
-        return share
-    shares = accelerator.gather(torch.tensor([share], device=accelerator.device, dtype=torch.float64))
-    return float(shares.max())
 
 
 def _progress_bar(enabled: bool) -> Progress:

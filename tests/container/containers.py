@@ -40,7 +40,7 @@ class Running:
 
     def wait(self) -> Ended:
         """Wait until it has ended."""
-        out, err = self.process.communicate(timeout=300)
+        out, err = self.process.communicate(timeout=600)
         return Ended(self.process.returncode, out, err)
 
 
@@ -81,6 +81,8 @@ class Image:
         mounts = [f"{data}:/mnt/data{':ro' if read_only_data else ''}", f"{out}:/mnt/pred"]
         if weights is not None:
             mounts.append(f"{weights}:/weights:ro")
+            # tiny networks are slower on many threads, and some tests run two containers at a time
+            options = [*options, "--env=OMP_NUM_THREADS=1"]
         script = f"/workspace/run_{mode}_{region}.sh"
         return self.start("sh", script, "/mnt/data", "/mnt/pred", mounts=mounts, options=options)
 

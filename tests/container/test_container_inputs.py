@@ -131,7 +131,7 @@ def test_output_that_is_full(image: Image, weights: Path, make_folder: Callable[
     ended = image.run(
         *("sh", "-c", script),
         mounts=[f"{data}:/mnt/data:ro", f"{weights}:/weights:ro"],
-        options=[*HARD, "--tmpfs=/mnt/pred:size=256k,mode=777"],
+        options=[*HARD, "--env=OMP_NUM_THREADS=1", "--tmpfs=/mnt/pred:size=256k,mode=777"],
     )
     written = ended.out.split()
     assert ended.code == 1 and 1 <= len(written) < 4

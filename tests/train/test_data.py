@@ -14,7 +14,7 @@ from mood_infer.errors import UserError
 from mood_infer.preparation import prepare
 from mood_infer.volume import read_volume
 from mood_train.augment import Augmentation
-from mood_train.config import PatchConfig, load_preset
+from mood_train.config import load_preset
 from mood_train.data import cut, data_digest, list_scans, load_scans, subject_of
 from mood_train.folds import make_split, read_split, write_split
 
@@ -159,7 +159,7 @@ def test_the_digest_knows_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
-    augmentation = Augmentation(PatchConfig(window=16, margin=1.5, gain=0.3, gain_rate=0.5))
+    augmentation = Augmentation(16, 0.3)
     image = np.zeros((24, 24, 24), np.float32)
     image[4:18, 6:20, 5:15] = 0.6
     body = image > 0
@@ -179,7 +179,7 @@ def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
 
 
 def test_augmentation_draws_from_its_generator_alone() -> None:
-    augmentation = Augmentation(PatchConfig(window=16))
+    augmentation = Augmentation(16, 0.0)
     image = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
     one, _ = augmentation(image, image > 0, np.random.default_rng(5))
     np.random.seed(1)

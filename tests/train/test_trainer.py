@@ -68,18 +68,18 @@ def test_outputs_come_from_falling_resolutions(tiny_run: RunConfig) -> None:
     assert torch.equal(functional.interpolate(outputs[1][None, None], scale_factor=1)[0, 0], outputs[1])
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("ema", "precision"), [(0.0, "bf16"), (0.9, "bf16"), (0.0, "no")])
 def test_a_resumed_run_ends_as_an_unbroken_one(
-    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path, ema: float
+    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path, ema: float, precision: str
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
     config = _with_steps(tiny_run, 6, ema_decay=ema)
-    Trainer(config, scans, [], whole, precision="no").fit()
-    first = Trainer(config, scans, [], broken, precision="no")
+    Trainer(config, scans, [], whole, precision=precision).fit()
+    first = Trainer(config, scans, [], broken, precision=precision)
     assert not first.fit(stop=lambda: first.step == 3).finished
-    second = Trainer(config, scans, [], broken, precision="no")
+    second = Trainer(config, scans, [], broken, precision=precision)
     assert second.step == 3
     assert second.fit().finished
     ours, theirs = read_checkpoint(whole / CHECKPOINT_NAME), read_checkpoint(broken / CHECKPOINT_NAME)
