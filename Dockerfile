@@ -1,9 +1,8 @@
 # The submission image (`infer`) and, from it, the training image (`train`):
 #     docker build [--target infer|train] .
 #
-# The base is pinned by its tag. On 2026-10-01 that tag was the index
-#     python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
-# which may be given as BASE_IMAGE to build on those very files. Any image with Python 3.11 and pip will do.
+# The base is pinned by its tag; give BASE_IMAGE=...@sha256:... to build on the very same files each time.
+# Any image with Python 3.11 and pip will do.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # Not part of any image: what the others copy, readable by every user whatever the checkout's umask was.
@@ -18,11 +17,11 @@ COPY run_sample_brain.sh run_sample_abdom.sh run_pixel_brain.sh run_pixel_abdom.
 COPY weights /weights
 COPY mood_train /train/mood_train
 COPY mood_eval /train/mood_eval
-# The byte code is checked against nothing later, so it does not matter what a copy does to times.
+# Byte code is checked against its source by hash, because a copy may change times.
 RUN chmod -R u=rwX,go=rX /docker /infer /weights /train \
     && chmod a+x /docker/command.py /infer/run_*.sh \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /infer -p /workspace /infer \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash -s /train -p /workspace /train
+    && python3 -m compileall -q --invalidation-mode checked-hash -s /infer -p /workspace /infer \
+    && python3 -m compileall -q --invalidation-mode checked-hash -s /train -p /workspace /train
 
 FROM ${BASE_IMAGE} AS base
 # Where pip finds the wheels, if not in its default index; unset in a public build.

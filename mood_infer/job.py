@@ -171,7 +171,7 @@ def _whole_map(scan: Path, target: Path, description: str) -> bool:
     header = stored.header
     same = (
         bytes(header["descrip"]).rstrip(b"\0") == description.encode()
-        and stored.get_data_dtype() == np.float32
+        and stored.get_data_dtype().newbyteorder("=") == np.float32  # of a big-endian scan it is big-endian
         and stored.shape == nib.load(scan).shape
     )
     if not same:

@@ -82,3 +82,16 @@ def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_s
         raise UserError(f"{path}: was made with another preset; give the same, or another --out.")
     if checkpoint.data_sha256 != data_sha256:
         raise UserError(f"{path}: was made with other scans; give the same, or another --out.")
+
+
+def check_same_kind(path: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Refuse first weights of another network or region, or trained on the fold that is to be left out.
+
+    Raises:
+        UserError: the text names what differs.
+    """
+    before = RunConfig.model_validate_json(checkpoint.config)
+    if before.region != config.region or before.preset.network != config.preset.network:
+        raise UserError(f"{path}: weights of another region or network; start from one of the same.")
+    if before.fold != config.fold:
+        raise UserError(f"{path}: left out fold {before.fold}, not {config.fold}; start from another.")

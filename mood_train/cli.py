@@ -92,7 +92,7 @@ def fit(
     """
     import torch
 
-    from mood_train.checkpoint import read_checkpoint
+    from mood_train.checkpoint import check_same_kind, read_checkpoint
     from mood_train.config import RunConfig, load_preset
     from mood_train.data import list_scans, load_scans
     from mood_train.export import export_member, trained_state
@@ -126,6 +126,7 @@ def fit(
     trainer = Trainer(config, scans, held_out, out, workers, precision)
     if start_from:
         base = read_checkpoint(start_from)
+        check_same_kind(start_from, base, config)
         minutes = base.minutes_before + base.seconds / 60
         trainer.start_from(trained_state(base), base.steps_before + base.step, minutes)
     result = trainer.fit(_stop_on_signal())

@@ -72,10 +72,16 @@ def list_scans(source: Path) -> list[Path]:
 
 
 def subject_of(name: str) -> str:
-    """Whom a file shows: ``sub-01`` of BIDS names, the part before ``_`` if it has a digit, else the stem."""
+    """Whom a file shows, by its name.
+
+    ``sub-01`` wherever a BIDS name has it; else the part before the first ``_`` if it is letters and then
+    digits and no further number follows, as in ``ct0518_abdomen``; else the whole stem.
+    """
     stem = re.sub(r"\.nii(\.gz)?$", "", name)
-    head = stem.split("_")[0]
-    return head if re.search(r"\d", head) else stem
+    if bids := re.search(r"(?:^|_)(sub-[^_]+)", stem):
+        return bids[1]
+    head, _, rest = stem.partition("_")
+    return head if re.fullmatch(r"[A-Za-z]+\d+", head) and not re.search(r"\d", rest) else stem
 
 
 def load_scans(paths: list[Path], place: RegionConfig, cache: Path) -> list[CachedScan]:

@@ -47,10 +47,15 @@ def make_split(names: Iterable[str], seed: int) -> Split:
     Args:
         names: file names of the scans.
         seed: of the dealing.
+
+    Raises:
+        UserError: there are fewer subjects than folds.
     """
     by_subject: dict[str, list[str]] = {}
     for name in sorted(names):
         by_subject.setdefault(subject_of(name), []).append(name)
+    if len(by_subject) < FOLDS:
+        raise UserError(f"{len(by_subject)} subjects cannot fill {FOLDS} folds; give more scans.")
     subjects = list(np.random.default_rng(seed).permutation(sorted(by_subject)))
     aside = len(subjects) // FOLDS
 
@@ -62,8 +67,12 @@ def make_split(names: Iterable[str], seed: int) -> Split:
 
 
 def write_split(path: Path, region: Region, split: Split) -> None:
-    """Write a split for one region."""
-    text = json.dumps({region.value: split.model_dump()}, indent=1) + "\n"
+    """Write the split of one region; those of other regions in the file stay."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = {}
+    text = json.dumps(content | {region.value: split.model_dump()}, indent=1) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mood_infer.errors import UserError
 from mood_infer.volume import Array3D
-from mood_train.anomalies.blending import blend_linear, blend_poisson
+from mood_train.anomalies.blending import blend_linear, blend_poisson, without_border
 from mood_train.anomalies.edges import soften
 from mood_train.anomalies.shapes import draw_shape
 from mood_train.anomalies.textures import SINGLE_SUBJECT, MemoryBank, augment_texture, same_scan_patch
@@ -44,12 +45,12 @@ class AnomalyGenerator:
         """Draw from ``scans``, which must all be of the training folds.
 
         Raises:
-            LookupError: patches of other subjects are wanted and there is only one subject.
+            UserError: patches of other subjects are wanted and there is only one subject.
         """
         self._scans, self._config = scans, config
         anomalies, patches = config.preset.anomalies, config.preset.patches
         if anomalies.other_share > 0 and len({scan.subject for scan in scans}) < 2:
-            raise LookupError(SINGLE_SUBJECT)
+            raise UserError(SINGLE_SUBJECT)
         self._window = patches.window
         self._side = round(anomalies.max_size * self._window)
         self._bank = MemoryBank(scans, anomalies.bank_size, self._side, config.seed)
@@ -67,6 +68,8 @@ class AnomalyGenerator:
                 texture = self._texture(number, index, centre, rng)
                 alpha, placed = self._place(texture, normal, body, rng)
                 poisson = rng.random() < anomalies.poisson_share
+                if poisson:
+                    alpha = without_border(alpha)
                 image = (blend_poisson if poisson else blend_linear)(image, placed, alpha)
                 label = np.maximum(label, alpha)
                 foreign = np.where(alpha > 0, placed, foreign)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from monai.transforms import Compose, RandGaussianNoise, RandRotate, RandShiftIntensity
 
+from mood_infer.errors import UserError
 from mood_infer.volume import Array3D
 from mood_train.data import CachedScan, cut, draw_centre
 from mood_train.seeds import generator, seed_transform
 
 DRAWS = 10
-SINGLE_SUBJECT = "every scan is of the same subject; foreign patches of others need a second one"
+SINGLE_SUBJECT = "every scan is of the same subject; foreign patches of others need a second one."
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class MemoryBank:
         """A random patch of the bank as image ``image_number`` finds it, never of the given subject.
 
         Raises:
-            LookupError: all scans are of that subject.
+            UserError: all scans are of that subject.
         """
         if all(scan.subject == subject for scan in self._scans):
-            raise LookupError(SINGLE_SUBJECT)
+            raise UserError(SINGLE_SUBJECT)
         slots = image_number - 1 - rng.permutation(self._size)
         for slot in slots:
             index = int(self._generator(int(slot)).integers(len(self._scans)))

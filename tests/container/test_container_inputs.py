@@ -60,7 +60,7 @@ def _named(cases: tuple[Odd, ...]) -> pytest.MarkDecorator:
 def test_readable_gets_a_valid_map(readable: Batch, odd: Odd) -> None:
     scan, made = nib.load(readable.data / odd.name), nib.load(readable.maps / odd.name)
     scores = np.asarray(made.dataobj)
-    assert made.shape == scan.shape and scores.dtype == np.float32
+    assert made.shape == scan.shape and scores.dtype.newbyteorder("=") == np.float32
     assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
     for field in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"):
         np.testing.assert_array_equal(made.header[field], scan.header[field])
@@ -96,6 +96,13 @@ def test_hidden_file_and_subfolder_are_no_inputs(readable: Batch) -> None:
     expected = {odd.name for odd in READABLE}
     assert set(names(readable.maps)) == expected
     assert set(names(readable.samples)) == {f"{name}.txt" for name in expected}
+
+
+def test_readable_folder_is_done_only_once(image: Image, weights: Path, readable: Batch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in readable.maps.iterdir()}
+    ended = image.predict(readable.data, readable.maps, weights=weights).wait()
+    assert ended.err.splitlines()[-1] == f"0 done, {len(READABLE)} skipped, 0 failed"
+    assert before == {path: path.stat().st_mtime_ns for path in readable.maps.iterdir()}
 
 
 @_named(UNREADABLE)

@@ -107,6 +107,8 @@ def test_lists_name_what_is_wrong(tmp_path: Path) -> None:
         ("cort_liver.nii.gz", "cort_liver"),
         ("pancreas_cb001.nii.gz", "pancreas_cb001"),
         ("x.nii", "x"),
+        ("BraTS2021_00001.nii.gz", "BraTS2021_00001"),
+        ("ds002748_sub-07_T1w.nii.gz", "sub-07"),
     ],
 )
 def test_subjects_of_names(name: str, subject: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from mood_infer.errors import UserError
 from mood_train.anomalies.generator import AnomalyGenerator, Sample
 from mood_train.anomalies.textures import MemoryBank, same_scan_patch
 from mood_train.config import RunConfig
@@ -113,7 +114,7 @@ def test_foreign_patches_are_never_of_the_same_subject(
     for number in range(200):
         subject = scans[number % 3].subject
         assert scans[bank.draw(number, subject, rng).scan].subject != subject
-    with pytest.raises(LookupError):
+    with pytest.raises(UserError, match="same subject"):
         AnomalyGenerator(scans[:1], tiny_run)
 
 
