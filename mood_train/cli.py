@@ -10,7 +10,7 @@ import typer
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 
-app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Data = Annotated[Path, typer.Option(help="Folder of normal scans, or a JSON list with a 'training' key.")]
 RegionOption = Annotated[Region, typer.Option(help="Body region; decides intensity rule and grid.")]
