@@ -27,7 +27,7 @@ BOTH = ("image", "body")
 class Augmentation:
     """Turns a crop and its body mask into a training patch of the window's size."""
 
-    def __init__(self, window: int, gain: float) -> None:
+    def __init__(self, window: int, intensity_rate: float, gain: float) -> None:
         """Set up the transforms for patches of ``window`` voxels; each call seeds them anew."""
         modes = ("bilinear", "nearest")
         self._place = Compose(
@@ -51,10 +51,10 @@ class Augmentation:
         )
         self._intensity = Compose(
             [
-                RandGaussianNoise(prob=RATE, std=0.01),
-                RandBiasField(prob=RATE, coeff_range=(-0.3, 0.3)),
-                RandGaussianSmooth(prob=RATE),
-                RandAdjustContrast(prob=RATE, gamma=(0.5, 1.5)),
+                RandGaussianNoise(prob=intensity_rate, std=0.01),
+                RandBiasField(prob=intensity_rate, coeff_range=(-0.3, 0.3)),
+                RandGaussianSmooth(prob=intensity_rate),
+                RandAdjustContrast(prob=intensity_rate, gamma=(0.5, 1.5)),
                 RandScaleIntensity(factors=gain, prob=GAIN_RATE),
             ]
         )

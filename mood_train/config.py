@@ -50,8 +50,9 @@ class AnomalyConfig(_Section):
         max_count: anomalies a patch, drawn from 1 to this many.
         min_size, max_size: bounds of a shape's side or diameter; max_size is the foreign patch's.
         bank_size: foreign patches in the memory bank.
-        other_share: share of the foreign patches from other subjects; the rest are from another place
-            of the same scan, flipped at random.
+        other_share: share of the foreign patches from other subjects.
+        own_share: share that are the image itself at the very place, always shifted, noisy or turned; what
+            these two leave comes from another place of the same scan, flipped at random.
         shapes: odds of each kind of shape.
         alpha_min: the blending factor is drawn from this to 1.
         poisson_share: share of the anomalies blended by their gradients; the rest linearly.
@@ -64,6 +65,7 @@ class AnomalyConfig(_Section):
     max_size: float = Field(default=0.8, gt=0, lt=1)
     bank_size: int = Field(default=50, ge=1)
     other_share: float = Field(default=1.0, ge=0, le=1)
+    own_share: float = Field(default=0.0, ge=0, le=1)
     shapes: dict[ShapeKind, float] = {"cuboid": 1.0, "sphere": 1.0, "walk": 1.0}
     alpha_min: float = Field(default=0.3, ge=0, le=1)
     poisson_share: float = Field(default=0.0, ge=0, le=1)
@@ -73,6 +75,8 @@ class AnomalyConfig(_Section):
     def _check(self) -> "AnomalyConfig":
         if self.min_size > self.max_size:
             raise ValueError("min_size must not exceed max_size")
+        if self.other_share + self.own_share > 1:
+            raise ValueError("other_share and own_share must not exceed 1 together")
         if any(size < 1 or size % 2 == 0 for size in self.smooth_kernels):
             raise ValueError("smooth_kernels must be odd")
         return self
@@ -85,11 +89,13 @@ class PatchConfig(_Section):
         window: side in voxels; the same window is used at inference.
         margin: side of the crop that is augmented, as a multiple of the window.
         min_body: share of the crop that should be body; the best of some draws is taken.
+        intensity_rate: odds of each change of intensity: noise, bias field, blur, contrast.
     """
 
     window: int = Field(gt=0)
     margin: float = Field(default=1.25, ge=1)
     min_body: float = Field(default=0.0, ge=0, le=1)
+    intensity_rate: float = Field(default=0.1, ge=0, le=1)
 
 
 class OptimiserConfig(_Section):

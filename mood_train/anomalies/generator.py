@@ -10,7 +10,13 @@ from mood_infer.volume import Array3D
 from mood_train.anomalies.blending import blend_linear, blend_poisson, without_border
 from mood_train.anomalies.edges import soften
 from mood_train.anomalies.shapes import draw_shape
-from mood_train.anomalies.textures import SINGLE_SUBJECT, MemoryBank, augment_texture, same_scan_patch
+from mood_train.anomalies.textures import (
+    SINGLE_SUBJECT,
+    MemoryBank,
+    augment_texture,
+    change_own,
+    same_scan_patch,
+)
 from mood_train.augment import Augmentation
 from mood_train.config import RunConfig
 from mood_train.data import CachedScan, cut, draw_centre
@@ -54,7 +60,7 @@ class AnomalyGenerator:
         self._window = patches.window
         self._side = round(anomalies.max_size * self._window)
         self._bank = MemoryBank(scans, anomalies.bank_size, self._side, config.seed)
-        self._augmentation = Augmentation(patches.window, config.place.gain)
+        self._augmentation = Augmentation(patches.window, patches.intensity_rate, config.place.gain)
 
     def sample(self, number: int) -> Sample:
         """Sample ``number`` (from 0): a normal patch with none, one or several anomalies."""
@@ -65,8 +71,9 @@ class AnomalyGenerator:
         image, label, foreign = normal, np.zeros_like(normal), np.zeros_like(normal)
         if rng.random() < anomalies.rate:
             for _ in range(int(rng.integers(1, anomalies.max_count + 1))):
-                texture = self._texture(number, index, centre, rng)
-                alpha, placed = self._place(texture, normal, body, rng)
+                alpha, spot = self._place(normal, body, rng)
+                placed = np.zeros_like(normal)
+                placed[spot] = self._texture(number, index, centre, normal[spot], rng)
                 poisson = rng.random() < anomalies.poisson_share
                 if poisson:
                     alpha = without_border(alpha)
@@ -95,19 +102,25 @@ class AnomalyGenerator:
         return centre, normal, body
 
     def _texture(
-        self, number: int, index: int, centre: NDArray[np.int64], rng: np.random.Generator
+        self, number: int, index: int, centre: NDArray[np.int64], own: Array3D, rng: np.random.Generator
     ) -> Array3D:
-        scan = self._scans[index]
-        if rng.random() < self._config.preset.anomalies.other_share:
+        """A foreign patch of the size of ``own``, which is the image itself at the place."""
+        scan, anomalies = self._scans[index], self._config.preset.anomalies
+        source = rng.random()
+        if source >= 1 - anomalies.own_share:
+            return change_own(own, rng)
+        if source < anomalies.other_share:
             patch = self._bank.draw(number, scan.subject, rng)
         else:
             patch = same_scan_patch(scan, index, centre, self._side, rng)
-        return augment_texture(patch.array, rng)
+        texture = augment_texture(patch.array, rng)
+        offset = (self._side - np.array(own.shape)) // 2
+        return texture[tuple(slice(o, o + n) for o, n in zip(offset, own.shape, strict=True))]
 
     def _place(
-        self, texture: Array3D, normal: Array3D, body: NDArray[np.bool_], rng: np.random.Generator
-    ) -> tuple[Array3D, Array3D]:
-        """(alpha, foreign patch), both on the window, at a random place where the shape fits."""
+        self, normal: Array3D, body: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[Array3D, tuple[slice, ...]]:
+        """The blending factor on the window, and its box: a random place where the shape fits."""
         anomalies = self._config.preset.anomalies
         kernel = int(rng.choice(anomalies.smooth_kernels)) if self._config.edges == "smooth" else 1
         largest = self._side - (kernel - 1)  # the soft rim must fit as well
@@ -120,11 +133,9 @@ class AnomalyGenerator:
             spot = tuple(slice(a, a + n) for a, n in zip(start, box, strict=True))
             if (allowed[spot] & area).sum() >= MIN_SHAPE_IN_BODY * area.sum():
                 break
-        alpha, foreign = np.zeros_like(normal), np.zeros_like(normal)
+        alpha = np.zeros_like(normal)
         alpha[spot] = np.where(allowed[spot], soft, 0)
-        offset = (self._side - box) // 2
-        foreign[spot] = texture[tuple(slice(o, o + n) for o, n in zip(offset, box, strict=True))]
-        return alpha, foreign
+        return alpha, spot
 
     def _allowed(self, normal: Array3D, body: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self._config.place.anomalies_in_body:

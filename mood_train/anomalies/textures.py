@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from monai.transforms import Compose, RandGaussianNoise, RandRotate, RandShiftIntensity
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from mood_infer.errors import UserError
 from mood_infer.volume import Array3D
@@ -113,3 +115,36 @@ def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
     seed_transform(_AUGMENT, rng)
     augmented = np.asarray(_AUGMENT(patch[None]), dtype=np.float32)[0]
     return np.clip(augmented, 0, 1)
+
+
+OWN_SHIFT = (0.1, 0.4)
+OWN_NOISE = (0.05, 0.3)
+OWN_TURN = (0.25, 1.0)  # rad
+
+
+def change_own(patch: Array3D, rng: np.random.Generator) -> Array3D:
+    """One of the three changes of :func:`augment_texture`, always, for a patch that stays in its place.
+
+    A fainter change would be an anomaly in the label only.
+
+    Args:
+        patch: (X, Y, Z) float32 in [0,1]; the result is clipped to that.
+        rng: source of the draws.
+    """
+    change = rng.integers(3)
+    if change == 0:
+        changed = patch + rng.choice((-1, 1)) * rng.uniform(*OWN_SHIFT)
+    elif change == 1:
+        changed = patch + rng.normal(0, rng.uniform(*OWN_NOISE), patch.shape)
+    else:
+        changed = _turned(patch, rng)
+    return np.clip(changed, 0, 1).astype(np.float32)
+
+
+def _turned(patch: Array3D, rng: np.random.Generator) -> Array3D:
+    axis = rng.normal(size=3)
+    turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * rng.uniform(*OWN_TURN)).as_matrix()
+    middle = (np.array(patch.shape) - 1) / 2
+    return np.asarray(
+        ndimage.affine_transform(patch, turn, offset=middle - turn @ middle, order=1, mode="mirror")
+    )
