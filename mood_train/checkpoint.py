@@ -93,5 +93,5 @@ def check_same_kind(path: Path, checkpoint: Checkpoint, config: RunConfig) -> No
     before = RunConfig.model_validate_json(checkpoint.config)
     if before.region != config.region or before.preset.network != config.preset.network:
         raise UserError(f"{path}: weights of another region or network; start from one of the same.")
-    if before.fold != config.fold:
+    if config.fold is not None and before.fold != config.fold:
         raise UserError(f"{path}: left out fold {before.fold}, not {config.fold}; start from another.")
