@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from mood_infer.errors import UserError
 from mood_train.anomalies.generator import AnomalyGenerator, Sample
-from mood_train.anomalies.textures import MemoryBank, same_scan_patch
+from mood_train.anomalies.textures import OWN_NOISE, OWN_SHIFT, MemoryBank, change_own, same_scan_patch
 from mood_train.config import RunConfig
 from mood_train.data import CachedScan
 from mood_train.trainer import SampleDataset, sample_numbers
@@ -106,9 +106,7 @@ def test_ranks_share_the_samples_without_overlap() -> None:
     assert sorted(number for stream in drawn for number in stream) == list(range(30, 54))
 
 
-def test_foreign_patches_are_never_of_the_same_subject(
-    scans: list[CachedScan], tiny_run: RunConfig
-) -> None:
+def test_foreign_patches_are_never_of_the_same_subject(scans: list[CachedScan], tiny_run: RunConfig) -> None:
     bank = MemoryBank(scans, 8, 12, seed=0)
     rng = np.random.default_rng(0)
     for number in range(200):
@@ -147,3 +145,39 @@ def test_same_scan_patches_come_from_that_scan_and_another_place(scans: list[Cac
         patch = same_scan_patch(scans[1], 1, middle, 12, np.random.default_rng(seed))
         tissue = patch.array[patch.array > 0]
         assert patch.scan == 1 and abs(float(tissue.mean()) - LEVELS["sub-02"]) < 0.025
+
+
+def test_a_change_in_place_is_a_shift_noise_or_a_turn_and_never_faint() -> None:
+    line = np.arange(25) - 12.0
+    x, y, z = np.meshgrid(line, line, line, indexing="ij")
+    ball = (0.5 + 0.04 * np.cos(np.sqrt(x**2 + y**2 + z**2) / 2)).astype(np.float32)  # turns into itself
+    wedge = (0.5 + 0.04 * np.sin(x / 2)).astype(np.float32)
+    kinds = {"shift": 0, "noise": 0, "turn": 0}
+    for seed in range(90):
+        of_ball = change_own(ball, np.random.default_rng(seed)) - ball
+        of_wedge = change_own(wedge, np.random.default_rng(seed)) - wedge
+        core = of_ball[6:19, 6:19, 6:19]  # a turn brings in mirrored corners
+        if core.std() < 1e-6:
+            kinds["shift"] += 1
+            assert OWN_SHIFT[0] <= abs(core.mean()) <= OWN_SHIFT[1]
+        elif np.abs(core).max() < 0.01:
+            kinds["turn"] += 1
+            assert of_wedge.std() > 0.005
+        else:
+            kinds["noise"] += 1
+            assert 0.95 * OWN_NOISE[0] < of_ball.std() < 1.05 * OWN_NOISE[1]
+    assert min(kinds.values()) >= 17  # three standard deviations below 30
+
+
+def test_a_patch_of_its_own_place_needs_no_second_subject(
+    scans: list[CachedScan], tiny_run: RunConfig
+) -> None:
+    run = _with(tiny_run, other_share=0.0, own_share=1.0, max_count=1)
+    generator = AnomalyGenerator(scans[:1], run)
+    level, shifts = LEVELS["sub-01"], 0
+    for number in range(30):
+        sample = generator.sample(number)
+        inside = (sample.label > 0) & (sample.normal > 0.5 * level)
+        step = (sample.foreign - sample.normal)[inside & (sample.foreign > 0)]
+        shifts += int(step.size > 0 and step.std() < 1e-6)
+    assert shifts >= 3  # a third of 30, but for those clipped at 0

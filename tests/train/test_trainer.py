@@ -131,9 +131,7 @@ def test_training_lowers_the_loss(scans: list[CachedScan], tiny_run: RunConfig, 
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
-def test_the_autocast_outlives_a_checkpoint(
-    scans: list[CachedScan], tiny_run: RunConfig, out: Path
-) -> None:
+def test_the_autocast_outlives_a_checkpoint(scans: list[CachedScan], tiny_run: RunConfig, out: Path) -> None:
     trainer = Trainer(_with_steps(tiny_run, 1), scans, [], out)
     kinds: list[torch.dtype] = []
     first = trainer._plain.get_submodule("input_block.conv2.conv")
