@@ -40,7 +40,7 @@ class Member(_Record):
         file: name of the safetensors file beside the manifest.
         sha256: of that file, in hex.
         preset: name of the training preset.
-        fold: the fold left out of its training; None if it saw all five.
+        fold: the fold left out of its last run; None if it saw all five.
         edges: how its synthetic anomalies ended: hard or smooth.
         steps: optimiser steps in all, those of a start from another member included.
         seed: of the last run.

@@ -85,7 +85,10 @@ def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_s
 
 
 def check_same_kind(path: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuse first weights of another network or region, or trained on the fold that is to be left out.
+    """Refuse first weights of another network or region, or of a run that left out another fold.
+
+    A base trained on all folds is allowed: what starts from it has seen every fold, and its manifest entry
+    names the base.
 
     Raises:
         UserError: the text names what differs.
@@ -93,5 +96,5 @@ def check_same_kind(path: Path, checkpoint: Checkpoint, config: RunConfig) -> No
     before = RunConfig.model_validate_json(checkpoint.config)
     if before.region != config.region or before.preset.network != config.preset.network:
         raise UserError(f"{path}: weights of another region or network; start from one of the same.")
-    if config.fold is not None and before.fold != config.fold:
+    if None not in (config.fold, before.fold) and before.fold != config.fold:
         raise UserError(f"{path}: left out fold {before.fold}, not {config.fold}; start from another.")

@@ -1,14 +1,17 @@
-"""The commands of the training stage: folds, preview, fit, export."""
+"""The commands of the training stage: folds, preview, fit, ensemble, export."""
 
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
+
+if TYPE_CHECKING:
+    from mood_train.run import Material
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -20,6 +23,13 @@ Cache = Annotated[Path | None, typer.Option(help="Folder for prepared scans; by 
 Split = Annotated[
     Path | None, typer.Option(help="Split file; by default OUT/split.json, made from the seed.")
 ]
+Precision = Annotated[str | None, typer.Option(help="no, bf16, fp16; by default what the device has.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that make samples.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU; by default all.")]
+DataName = Annotated[str, typer.Option(help="Name of the training data, for the manifest.")]
+Licence = Annotated[str, typer.Option(help="Of the training data, for the manifest.")]
+
+EXIT_STOPPED = 75
 
 
 @app.command()
@@ -75,76 +85,93 @@ def fit(
     max_minutes: Annotated[float | None, typer.Option(help="End the schedule after this time.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
     max_lr: Annotated[float | None, typer.Option(help="In place of the preset's.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="no, bf16, fp16; by default what the device has.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that make samples.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; by default all.")] = None,
+    precision: Precision = None,
+    workers: Workers = 0,
+    threads: Threads = None,
     seed: Seed = 0,
     cache: Cache = None,
     weights: Annotated[Path | None, typer.Option(help="Export there at the end.")] = None,
-    data_name: Annotated[str, typer.Option(help="For the manifest.")] = "unnamed",
-    licence: Annotated[str, typer.Option(help="Of the data, for the manifest.")] = "unknown",
+    data_name: DataName = "unnamed",
+    licence: Licence = "unknown",
 ) -> None:
     """Train one member. The same command starts, resumes, and (under torchrun) uses many devices.
 
     Ends with 0 when the schedule is done, 75 when it was stopped by a signal and can be resumed.
     """
-    import torch
-
-    from mood_train.checkpoint import check_same_kind, read_checkpoint
     from mood_train.config import RunConfig, load_preset
-    from mood_train.data import list_scans, load_scans
-    from mood_train.export import export_member, trained_state
-    from mood_train.folds import make_split, read_split, write_split
-    from mood_train.trainer import Trainer
+    from mood_train.export import export_member
+    from mood_train.run import Means, checkpoint_name, train
 
-    if threads:
-        torch.set_num_threads(threads)
-    out.mkdir(parents=True, exist_ok=True)
-    recipe = load_preset(preset)
-    given = {"steps": steps, "batch": batch, "max_lr": max_lr}
-    optimiser = recipe.optimiser.model_copy(update={name: value for name, value in given.items() if value})
+    _use(threads)
     config = RunConfig(
-        preset=recipe.model_copy(update={"optimiser": optimiser}),
+        preset=load_preset(preset),
         region=region,
         edges=_edges(edges),
         fold=None if fold < 0 else fold,
         seed=seed,
         max_minutes=max_minutes,
-        started_from=f"{start_from.parent.name}/{start_from.name}" if start_from else None,
+        started_from=checkpoint_name(start_from) if start_from else None,
     )
-    paths = list_scans(data)
-    split_file = split or out / "split.json"
-    if not split_file.exists() and split is None:
-        write_split(split_file, region, make_split((path.name for path in paths), seed))
-    parts = read_split(split_file, region)
-    places = cache or out / "cache"
-    scans = load_scans(_named(paths, parts.training(config.fold), split_file), config.place, places)
-    watched = [path for path in paths if path.name in parts.held_out(config.fold)]
-    held_out = load_scans(watched, config.place, places)
-    trainer = Trainer(config, scans, held_out, out, workers, precision)
-    if start_from:
-        base = read_checkpoint(start_from)
-        check_same_kind(start_from, base, config)
-        minutes = base.minutes_before + base.seconds / 60
-        trainer.start_from(trained_state(base), base.steps_before + base.step, minutes)
-    result = trainer.fit(_stop_on_signal())
+    given = {"steps": steps, "batch": batch, "max_lr": max_lr}
+    config = config.with_optimiser(**{name: value for name, value in given.items() if value})
+    material = _material(data, split, out, region, seed, cache)
+    result = train(config, material, out, start_from, _stop_on_signal(), Means(workers, precision))
     typer.echo(f"{out}: step {result.step}{'' if result.finished else ' (stopped)'}")
     if result.held_out_ap is not None:
         typer.echo(f"AP on synthetic anomalies in the fold left out: {result.held_out_ap:.3f}")
     if not result.finished:
-        raise typer.Exit(75)
+        raise typer.Exit(EXIT_STOPPED)
     if weights:
         typer.echo(str(export_member(out / "checkpoint.pt", weights, data_name, licence)))
+
+
+@app.command()
+def ensemble(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder with a folder a run; what is finished there stays.")],
+    weights: Annotated[Path, typer.Option(help="Export each member there as it is finished.")],
+    region: RegionOption = Region.BRAIN,
+    preset: Preset = "compact",
+    split: Split = None,
+    precision: Precision = None,
+    workers: Workers = 0,
+    threads: Threads = None,
+    seed: Seed = 0,
+    cache: Cache = None,
+    data_name: DataName = "unnamed",
+    licence: Licence = "unknown",
+) -> None:
+    """Train all ten members of a region, one after another. The same command goes on where it was cut off.
+
+    Ends with 0 when all are done, 75 when it was stopped by a signal and can be resumed.
+    """
+    from mood_train.config import load_preset
+    from mood_train.ensemble import plan_ensemble, train_ensemble
+    from mood_train.export import export_member
+    from mood_train.run import Means
+
+    _use(threads)
+    material = _material(data, split, out, region, seed, cache)
+    jobs = plan_ensemble(load_preset(preset), region, seed, len(material.split.folds))
+    done = train_ensemble(
+        jobs,
+        material,
+        out,
+        lambda checkpoint: export_member(checkpoint, weights, data_name, licence),
+        _stop_on_signal(),
+        Means(workers, precision),
+        typer.echo,
+    )
+    if not done:
+        raise typer.Exit(EXIT_STOPPED)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or a checkpoint.")],
     weights: Annotated[Path, typer.Option(help="Folder with a folder a region.")],
-    data_name: Annotated[str, typer.Option(help="Name of the training data.")],
-    licence: Annotated[str, typer.Option(help="Of the training data.")],
+    data_name: DataName,
+    licence: Licence,
 ) -> None:
     """Turn a checkpoint into safetensors and its manifest entry."""
     from mood_train.export import export_member
@@ -159,11 +186,21 @@ def _edges(name: str) -> Any:
     return name
 
 
-def _named(paths: list[Path], names: set[str], split_file: Path) -> list[Path]:
-    chosen = [path for path in paths if path.name in names]
-    if not chosen:
-        raise UserError(f"{split_file}: names none of the scans; make a split with mood-train folds.")
-    return chosen
+def _use(threads: int | None) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _material(
+    data: Path, split: Path | None, out: Path, region: Region, seed: int, cache: Path | None
+) -> "Material":
+    from mood_train.run import Material
+
+    if split is not None and not split.exists():
+        raise UserError(f"{split}: there is no such split file; make one with mood-train folds.")
+    return Material.find(data, split or out / "split.json", region, seed, cache or out / "cache")
 
 
 def _stop_on_signal() -> Any:

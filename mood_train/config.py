@@ -116,6 +116,24 @@ class OptimiserConfig(_Section):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
 
 
+class EnsembleConfig(_Section):
+    """How the ten members of a region follow from one another (paper, section 3.1.1: each from scratch).
+
+    Attributes:
+        base_steps: of one network with hard edges on all folds, from which the members start; 0: none.
+        hard_steps: of each member with hard edges.
+        smooth_steps: of each member with smoothed edges.
+        smooth_from_hard: start it from the hard member of its fold.
+        member_max_lr: peak learning rate of members that start from another network.
+    """
+
+    base_steps: int = Field(default=0, ge=0)
+    hard_steps: int = Field(gt=0)
+    smooth_steps: int = Field(gt=0)
+    smooth_from_hard: bool = False
+    member_max_lr: float = Field(default=1e-3, gt=0)
+
+
 class Preset(_Section):
     """A whole recipe, region by region."""
 
@@ -124,6 +142,7 @@ class Preset(_Section):
     patches: PatchConfig
     anomalies: AnomalyConfig
     optimiser: OptimiserConfig
+    ensemble: EnsembleConfig
     regions: dict[Region, RegionConfig]
 
     @model_validator(mode="after")
@@ -153,6 +172,11 @@ class RunConfig(_Section):
     seed: int = 0
     max_minutes: float | None = Field(default=None, gt=0)
     started_from: str | None = None
+
+    def with_optimiser(self, **changes: float) -> "RunConfig":
+        """The same run with other settings of the optimiser."""
+        optimiser = self.preset.optimiser.model_copy(update=changes)
+        return self.model_copy(update={"preset": self.preset.model_copy(update={"optimiser": optimiser})})
 
     @property
     def place(self) -> RegionConfig:

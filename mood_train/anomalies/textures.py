@@ -120,10 +120,11 @@ def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
 OWN_SHIFT = (0.1, 0.4)
 OWN_NOISE = (0.05, 0.3)
 OWN_TURN = (0.25, 1.0)  # rad
+OWN_ZOOM = (1.2, 1.7)  # or its inverse
 
 
 def change_own(patch: Array3D, rng: np.random.Generator) -> Array3D:
-    """One of the three changes of :func:`augment_texture`, always, for a patch that stays in its place.
+    """Shifted, noisy, turned or zoomed: one of them, always, for a patch that stays in its place.
 
     A fainter change would be an anomaly in the label only.
 
@@ -131,20 +132,23 @@ def change_own(patch: Array3D, rng: np.random.Generator) -> Array3D:
         patch: (X, Y, Z) float32 in [0,1]; the result is clipped to that.
         rng: source of the draws.
     """
-    change = rng.integers(3)
+    change = rng.integers(4)
     if change == 0:
         changed = patch + rng.choice((-1, 1)) * rng.uniform(*OWN_SHIFT)
     elif change == 1:
         changed = patch + rng.normal(0, rng.uniform(*OWN_NOISE), patch.shape)
+    elif change == 2:
+        axis = rng.normal(size=3)
+        turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * rng.uniform(*OWN_TURN)).as_matrix()
+        changed = _about_middle(patch, turn)
     else:
-        changed = _turned(patch, rng)
+        zoom = rng.uniform(*OWN_ZOOM) ** rng.choice((-1, 1))
+        changed = _about_middle(patch, np.eye(3) * zoom)
     return np.clip(changed, 0, 1).astype(np.float32)
 
 
-def _turned(patch: Array3D, rng: np.random.Generator) -> Array3D:
-    axis = rng.normal(size=3)
-    turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * rng.uniform(*OWN_TURN)).as_matrix()
+def _about_middle(patch: Array3D, matrix: np.ndarray) -> Array3D:
     middle = (np.array(patch.shape) - 1) / 2
     return np.asarray(
-        ndimage.affine_transform(patch, turn, offset=middle - turn @ middle, order=1, mode="mirror")
+        ndimage.affine_transform(patch, matrix, offset=middle - matrix @ middle, order=1, mode="mirror")
     )

@@ -161,7 +161,7 @@ def test_the_digest_knows_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
-    augmentation = Augmentation(16, 0.3)
+    augmentation = Augmentation(16, 0.3, 0.2)
     image = np.zeros((24, 24, 24), np.float32)
     image[4:18, 6:20, 5:15] = 0.6
     body = image > 0
@@ -181,7 +181,7 @@ def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
 
 
 def test_augmentation_draws_from_its_generator_alone() -> None:
-    augmentation = Augmentation(16, 0.0)
+    augmentation = Augmentation(16, 0.0, 0.0)
     image = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
     one, _ = augmentation(image, image > 0, np.random.default_rng(5))
     np.random.seed(1)

@@ -1,0 +1,106 @@
+"""All ten members of a region, one after another: five folds, hard and smoothed (paper, section 3.1.1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mood_infer.challenge import Region
+from mood_train.checkpoint import CHECKPOINT_NAME
+from mood_train.config import Preset, RunConfig
+from mood_train.run import Material, Means, checkpoint_name, is_finished, train
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of an ensemble.
+
+    Attributes:
+        name: of its folder.
+        config: what it computes.
+        start: name of the job whose weights it starts from, if any.
+    """
+
+    name: str
+    config: RunConfig
+    start: str | None
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it goes into the ensemble; the base does not."""
+        return self.name != BASE
+
+
+def plan_ensemble(preset: Preset, region: Region, seed: int, folds: int) -> list[Job]:
+    """The runs of a region in the order in which they follow from one another, each with its own seed.
+
+    Args:
+        preset: the recipe; its ``ensemble`` says what starts from what.
+        region: brain or abdom.
+        seed: of the first run.
+        folds: number of folds.
+    """
+    recipe = preset.ensemble
+    jobs: list[Job] = []
+
+    def add(name: str, fold: int | None, edges: str, steps: int, start: str | None) -> str:
+        config = RunConfig(
+            preset=preset,
+            region=region,
+            edges=edges,
+            fold=fold,
+            seed=seed + len(jobs),
+            started_from=checkpoint_name(Path(start) / CHECKPOINT_NAME) if start else None,
+        )
+        changes = {"steps": steps} | ({"max_lr": recipe.member_max_lr} if start else {})
+        jobs.append(Job(name, config.with_optimiser(**changes), start))
+        return name
+
+    base = add(BASE, None, "hard", recipe.base_steps, None) if recipe.base_steps else None
+    for fold in range(folds):
+        hard = add(f"fold{fold}-hard", fold, "hard", recipe.hard_steps, base)
+        start = hard if recipe.smooth_from_hard else base
+        add(f"fold{fold}-smooth", fold, "smooth", recipe.smooth_steps, start)
+    return jobs
+
+
+def train_ensemble(
+    jobs: list[Job],
+    material: Material,
+    runs: Path,
+    export: Callable[[Path], Path],
+    stop: Callable[[], bool],
+    means: Means,
+    report: Callable[[str], None],
+) -> bool:
+    """Do the jobs that are not done yet, and export each member as it is finished.
+
+    Args:
+        jobs: as :func:`plan_ensemble` gives them.
+        material: the scans.
+        runs: folder with a folder a job; what is finished there is not done again.
+        export: takes a checkpoint and returns the file it was exported to.
+        stop: asked before each step whether to leave off.
+        means: what the runs have to work with.
+        report: is told one line a job.
+
+    Returns:
+        Whether all jobs are done.
+
+    Raises:
+        UserError: scans, split or checkpoints do not fit.
+    """
+    for job in jobs:
+        out = runs / job.name
+        if not is_finished(out):
+            start = runs / job.start / CHECKPOINT_NAME if job.start else None
+            result = train(job.config, material, out, start, stop, means)
+            if not result.finished:
+                report(f"{job.name}: stopped at step {result.step}")
+                return False
+            ap = "" if result.held_out_ap is None else f", AP on its own anomalies {result.held_out_ap:.3f}"
+            report(f"{job.name}: {result.step} steps{ap}")
+        if job.is_member:
+            report(f"{job.name}: {export(out / CHECKPOINT_NAME)}")
+    return True

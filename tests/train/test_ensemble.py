@@ -1,0 +1,111 @@
+"""Ten members from one command: what starts from what, what is exported, and what a rerun leaves alone."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mood_infer.challenge import Region
+from mood_infer.errors import UserError
+from mood_infer.weights import read_manifest, verify_member
+from mood_train.checkpoint import CHECKPOINT_NAME, check_same_kind, read_checkpoint
+from mood_train.config import EnsembleConfig, Preset, RunConfig, load_preset
+from mood_train.ensemble import plan_ensemble, train_ensemble
+from mood_train.export import export_member
+from mood_train.run import Material, Means
+
+
+def _recipe(preset: Preset, **ensemble: object) -> Preset:
+    steps = {"base_steps": 2, "hard_steps": 1, "smooth_steps": 1, **ensemble}
+    return preset.model_copy(update={"ensemble": EnsembleConfig(**steps)})  # type: ignore[arg-type]
+
+
+@pytest.fixture()
+def material(tmp_path: Path) -> Material:
+    """Six small brains of six subjects."""
+    data = tmp_path / "data"
+    data.mkdir()
+    line = np.arange(40) - 20.0
+    x, y, z = np.meshgrid(line, line, line, indexing="ij")
+    ball = x**2 + y**2 + z**2 < 18**2
+    for number in range(6):
+        level = 0.2 + 0.1 * number
+        image = np.where(ball, level, 0).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), data / f"sub-{number:02d}.nii.gz")
+    return Material.find(data, tmp_path / "split.json", Region.BRAIN, 0, tmp_path / "cache")
+
+
+def test_the_papers_members_are_ten_from_scratch() -> None:
+    jobs = plan_ensemble(load_preset("reference"), Region.BRAIN, 5, 5)
+    assert [(job.config.fold, job.config.edges) for job in jobs] == [
+        (fold, edges) for fold in range(5) for edges in ("hard", "smooth")
+    ]
+    assert all(job.start is None and job.is_member for job in jobs)
+    assert [job.config.seed for job in jobs] == list(range(5, 15))
+    assert {job.config.preset.optimiser.steps for job in jobs} == {35_000}
+    assert {job.config.preset.optimiser.max_lr for job in jobs} == {1e-3}
+
+
+def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset: Preset) -> None:
+    jobs = plan_ensemble(_recipe(tiny_preset, smooth_from_hard=True), Region.BRAIN, 0, 2)
+    starts = {job.name: job.start for job in jobs}
+    assert list(starts.items()) == [
+        ("base", None),
+        ("fold0-hard", "base"),
+        ("fold0-smooth", "fold0-hard"),
+        ("fold1-hard", "base"),
+        ("fold1-smooth", "fold1-hard"),
+    ]
+    base, hard, smooth, *_ = (job.config for job in jobs)
+    assert base.fold is None and base.preset.optimiser == tiny_preset.optimiser.model_copy(
+        update={"steps": 2}
+    )
+    assert smooth.preset.optimiser.max_lr == 1e-3 and smooth.started_from == "fold0-hard/checkpoint.pt"
+    assert len({job.config.seed for job in jobs}) == len(jobs)
+    assert hard.preset.anomalies == tiny_preset.anomalies
+
+
+def test_an_ensemble_goes_on_where_it_was_cut_off(
+    tiny_preset: Preset, material: Material, tmp_path: Path
+) -> None:
+    jobs = plan_ensemble(_recipe(tiny_preset, smooth_from_hard=True), Region.BRAIN, 0, 2)
+    weights, runs, lines = tmp_path / "weights", tmp_path / "runs", list[str]()
+
+    def go(stop_after: int | None = None) -> bool:
+        asked = iter(range(1000))
+        return train_ensemble(
+            jobs,
+            material,
+            runs,
+            lambda checkpoint: export_member(checkpoint, weights, "balls", "CC0"),
+            lambda: stop_after is not None and next(asked) >= stop_after,
+            Means(),
+            lines.append,
+        )
+
+    assert not go(stop_after=4)
+    assert "stopped at step" in lines[-1]
+    begun = {path.parent.name: path.read_bytes() for path in runs.glob(f"*/{CHECKPOINT_NAME}")}
+    assert go()
+    manifest = read_manifest(weights / "brain")
+    names = [f"tiny-fold{fold}-{edges}.safetensors" for fold in range(2) for edges in ("hard", "smooth")]
+    assert [member.file for member in manifest.members] == names
+    assert [member.steps for member in manifest.members] == [3, 4, 3, 4]  # what they started from counts
+    assert all(verify_member(weights / "brain", member) is None for member in manifest.members)
+    assert (runs / "base" / CHECKPOINT_NAME).read_bytes() == begun["base"]
+    left = material.split.folds[1]
+    seen = {scan.name for scan in material.training(1, jobs[3].config.place)}
+    assert seen and not seen & {*left, *material.split.set_aside}
+
+
+def test_only_a_base_of_all_folds_may_start_another_fold(
+    tiny_preset: Preset, material: Material, tmp_path: Path
+) -> None:
+    jobs = plan_ensemble(_recipe(tiny_preset), Region.BRAIN, 0, 2)
+    train_ensemble(jobs[:2], material, tmp_path / "runs", lambda path: path, lambda: False, Means(), print)
+    of_base, of_fold0 = (tmp_path / "runs" / name / CHECKPOINT_NAME for name in ("base", "fold0-hard"))
+    other: RunConfig = jobs[3].config
+    check_same_kind(of_base, read_checkpoint(of_base), other)
+    with pytest.raises(UserError, match="left out fold 0, not 1"):
+        check_same_kind(of_fold0, read_checkpoint(of_fold0), other)
