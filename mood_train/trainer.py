@@ -65,14 +65,19 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def anomaly_loss(logits: Tensor, label: Tensor) -> Tensor:
+def anomaly_loss(logits: Tensor, label: Tensor, positive_weight: float = 1.0) -> Tensor:
     """Voxel-wise cross-entropy against the soft label, over the four outputs at 8:4:2:1 (paper, section 2.3).
 
     Args:
         logits: (N, 4, 1, X, Y, Z), the full-resolution output first.
         label: (N, 1, X, Y, Z), the blending factor in [0,1].
+        positive_weight: weight of the voxels whose label is above 0.
     """
-    losses = [functional.binary_cross_entropy_with_logits(output, label) for output in logits.unbind(1)]
+    voxels = torch.where(label > 0, positive_weight, 1.0)
+    losses = [
+        functional.binary_cross_entropy_with_logits(output, label, weight=voxels)
+        for output in logits.unbind(1)
+    ]
     weights = torch.tensor(OUTPUT_WEIGHTS, device=logits.device)
     return (torch.stack(losses) * weights).sum() / weights.sum()
 
@@ -278,11 +283,13 @@ class Trainer:
         )
 
     def _train_step(self, batch: list[Tensor], progress: float) -> Tensor:
-        lr, beta1 = one_cycle(progress, self._config.preset.optimiser.max_lr)
+        recipe = self._config.preset.optimiser
+        lr, beta1 = one_cycle(progress, recipe.max_lr)
         for group in self._optimiser.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.999)
         image, label = (tensor.to(self._accelerator.device, non_blocking=True) for tensor in batch)
-        loss = anomaly_loss(self._network(image.to(memory_format=torch.channels_last_3d)), label)
+        logits = self._network(image.to(memory_format=torch.channels_last_3d))
+        loss = anomaly_loss(logits, label, recipe.positive_weight)
         self._accelerator.backward(loss)
         self._optimiser.step()
         self._optimiser.zero_grad()

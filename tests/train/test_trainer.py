@@ -51,6 +51,18 @@ def test_loss_weighs_the_outputs_8_4_2_1_against_the_soft_label() -> None:
     assert anomaly_loss(logits, label).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_positives_weigh_as_told() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 4, 1, 4, 4, 4)
+    label = torch.where(torch.rand(1, 1, 4, 4, 4) > 0.7, torch.rand(1, 1, 4, 4, 4), 0.0)
+    inside = label[0, 0] > 0
+    probability = logits.double().sigmoid()
+    each = -(label[:, None] * probability.log() + (1 - label[:, None]) * (1 - probability).log())
+    by_output = (each * torch.where(inside, 5.0, 1.0)).mean(dim=(0, 2, 3, 4, 5))
+    expected = (by_output * torch.tensor([8.0, 4.0, 2.0, 1.0])).sum() / 15
+    assert anomaly_loss(logits, label, 5.0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_reference_preset_is_the_papers() -> None:
     preset = load_preset("reference")
     network = build_network(preset.network)
