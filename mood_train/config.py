@@ -106,8 +106,8 @@ class OptimiserConfig(_Section):
         batch: patches a step and process.
         max_lr: peak learning rate.
         weight_decay: of AdamW.
-        positive_weight: weight of the loss where there is an anomaly; above 1 a network learns to find the few
-            such voxels sooner, and scores stand higher without changing their order.
+        positive_weight: of the loss where there is an anomaly; above 1 a network learns to find the few such
+            voxels sooner, and scores stand higher.
         ema_decay: of an exponential moving average of the weights, which is then what is exported; 0: none.
     """
 
