@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mood_eval.split import judge_scans, read_split
+from mood_eval.split import judge_scans
 from mood_eval.validation_set import (
     HEALTHY,
     INDEX_NAME,
@@ -26,6 +26,7 @@ from mood_eval.validation_set import (
 )
 from mood_infer.challenge import Region, find_scans
 from mood_infer.errors import UserError
+from mood_train.folds import read_split
 
 EXIT_USAGE = 2
 

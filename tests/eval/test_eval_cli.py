@@ -71,7 +71,7 @@ def test_a_leaked_scan_stops_the_command(
 ) -> None:
     arguments = ["make-set", scans, tmp_path / "set", "--region", "brain", "--split", split]
     assert _run(monkeypatch, *arguments) == 2
-    assert "sub-03.nii.gz: in a fold of the split file" in capsys.readouterr().err
+    assert "sub-03.nii.gz: of a subject in a fold of the split file" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 
