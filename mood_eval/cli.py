@@ -7,18 +7,19 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from mood_eval.split import judge_scans
+from mood_eval.split import judge_scans, training_scans
 from mood_eval.validation_set import (
     HEALTHY,
     INDEX_NAME,
     PAPER_EACH,
     PAPER_HEALTHY,
+    Case,
     Recipe,
     default_counts,
     make_set,
@@ -27,6 +28,9 @@ from mood_eval.validation_set import (
 from mood_infer.challenge import Region, find_scans
 from mood_infer.errors import UserError
 from mood_train.folds import read_split
+
+if TYPE_CHECKING:
+    from mood_eval.table import ScoreTable
 
 EXIT_USAGE = 2
 
@@ -72,6 +76,8 @@ PartOption = Annotated[
 ]
 FamilyOption = Annotated[FamilyName, typer.Option(help="The paper's anomalies, the unseen family, or both.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")]
+MarkdownOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here.")]
+EachOption = Annotated[int | None, typer.Option(min=1, help="Cases of each type; one a scan by default.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
 ]
@@ -175,30 +181,45 @@ def members(
     family: FamilyOption = FamilyName.SEEN,
     weights: WeightsOption = None,
     device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
-    each: Annotated[
-        int | None, typer.Option(min=1, help="Cases of each type; one a scan by default.")
-    ] = None,
+    each: EachOption = None,
     json_file: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here.")] = None,
+    markdown: MarkdownOption = None,
 ) -> None:
     """Score each network alone and the whole ensemble: one healthy case a scan, and one of each type."""
     from mood_eval.members import evaluate_members
 
     chosen = _scans(scans, region, split, part)
-    counts = default_counts(region, family.value, len(chosen), each or len(chosen))
-    console = _console()
-    table = evaluate_members(
-        chosen,
-        Recipe(region, seed, counts),
-        weights,
-        device.value,
-        lambda case, at, of: console.print(f"{at}/{of} {case.kind} in {case.source}"),
-    )
-    typer.echo(table.markdown())
-    if markdown is not None:
-        markdown.write_text(table.markdown())
-    if json_file is not None:
-        json_file.write_text(table.model_dump_json(indent=1) + "\n")
+    recipe = _one_each(region, seed, family, len(chosen), each)
+    _write_scores(evaluate_members(chosen, recipe, weights, device.value, _say_case), json_file, markdown)
+
+
+@app.command()
+def baselines(
+    scans: Annotated[
+        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, those of training among them.")
+    ],
+    region: RegionOption,
+    split: Annotated[
+        Path, typer.Option(metavar="FILE", help="The split file of training; its folds are fitted on.")
+    ],
+    part: PartOption = PartName.SET_ASIDE,
+    seed: SeedOption = 0,
+    family: FamilyOption = FamilyName.SEEN,
+    each: EachOption = None,
+    json_file: JsonOption = None,
+    markdown: MarkdownOption = None,
+) -> None:
+    """Score the baselines that learn nothing but averages, on the very cases of ``members``."""
+    from mood_eval.baselines import Baselines
+    from mood_eval.summary import summarise
+    from mood_eval.table import ScoreTable, judge_cases
+
+    chosen = _scans(scans, region, split, part)
+    recipe = _one_each(region, seed, family, len(chosen), each)
+    fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region)
+    index, judged = judge_cases(chosen, recipe, fitted.score, _say_case)
+    rows = {name: summarise(one, index) for name, one in judged.items()}
+    _write_scores(ScoreTable(index=index, rows=rows), json_file, markdown)
 
 
 @app.command()
@@ -250,6 +271,23 @@ def _scans(folder: Path, region: Region, split: Path | None, part: PartName | No
     if part is not None:
         raise UserError("--part needs --split: give the split file of training.")
     return scans
+
+
+def _one_each(region: Region, seed: int, family: FamilyName, scans: int, each: int | None) -> Recipe:
+    """One healthy case a scan, and as many of each type."""
+    return Recipe(region, seed, default_counts(region, family.value, scans, each or scans))
+
+
+def _say_case(case: Case, at: int, of: int) -> None:
+    _console().print(f"{at}/{of} {case.kind} in {case.source}")
+
+
+def _write_scores(table: "ScoreTable", json_file: Path | None, markdown: Path | None) -> None:
+    typer.echo(table.markdown())
+    if markdown is not None:
+        markdown.write_text(table.markdown())
+    if json_file is not None:
+        json_file.write_text(table.model_dump_json(indent=1) + "\n")
 
 
 def _counts(
