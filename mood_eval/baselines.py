@@ -4,7 +4,7 @@ Each is fitted on the normal scans of the training folds, and scores a case by a
 normalised by the case at hand. They work on an isotropic grid of 2 mm and score body voxels; the rest is 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -175,9 +175,16 @@ def _frame(body: Mask3D) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array(ndimage.center_of_mass(body)), REACH * np.array(lengths) / (TEMPLATE - 1)
 
 
+BASELINES: dict[str, Callable[[], Baseline]] = {
+    "intensity-histogram": IntensityHistogram,
+    "mean-scan": MeanScan,
+    "local-entropy": LocalEntropy,
+}
+
+
 @dataclass(frozen=True)
 class Baselines:
-    """The three baselines of a region, fitted.
+    """Baselines of a region, fitted.
 
     Attributes:
         region: brain or abdom.
@@ -188,17 +195,18 @@ class Baselines:
     parts: Mapping[str, Baseline]
 
     @classmethod
-    def fit(cls, scans: Sequence[Path], region: Region) -> "Baselines":
+    def fit(cls, scans: Sequence[Path], region: Region, names: Iterable[str] = BASELINES) -> "Baselines":
         """Fit on normal scans, none of which will be judged on.
+
+        Args:
+            scans: to fit on.
+            region: brain or abdom.
+            names: which of :data:`BASELINES`.
 
         Raises:
             UserError: a scan cannot be read, or has no body.
         """
-        parts: dict[str, Baseline] = {
-            "intensity-histogram": IntensityHistogram(),
-            "mean-scan": MeanScan(),
-            "local-entropy": LocalEntropy(),
-        }
+        parts = {name: BASELINES[name]() for name in names}
         for path in scans:
             scan = BodyScan.of(read_volume(path), region)
             if not scan.body.any():

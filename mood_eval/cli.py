@@ -1,6 +1,6 @@
 """The command line: ``mood-eval make-set``, ``score``, ``members`` and ``rank``.
 
-Exit codes: 0 done, 2 the command cannot be run as given.
+Exit codes: 0 done, 2 the command cannot be run as given, 75 stopped by a signal and can be resumed.
 """
 
 import json
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mood_eval.table import ScoreTable
 
 EXIT_USAGE = 2
+EXIT_STOPPED = 75
 
 app = typer.Typer(
     name="mood-eval",
@@ -65,6 +66,13 @@ class DeviceName(StrEnum):
     CUDA = "cuda"
 
 
+class JudgedPart(StrEnum):
+    """What an ablation is judged on."""
+
+    SET_ASIDE = "set_aside"
+    HELD_OUT = "held_out"
+
+
 RegionOption = Annotated[Region, typer.Option(help="What the scans show.")]
 SeedOption = Annotated[int, typer.Option(help="Of all randomness; the same seed makes the same cases.")]
 SplitOption = Annotated[
@@ -78,6 +86,7 @@ FamilyOption = Annotated[FamilyName, typer.Option(help="The paper's anomalies, t
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")]
 MarkdownOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here.")]
 EachOption = Annotated[int | None, typer.Option(min=1, help="Cases of each type; one a scan by default.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where the networks run.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
 ]
@@ -180,7 +189,7 @@ def members(
     seed: SeedOption = 0,
     family: FamilyOption = FamilyName.SEEN,
     weights: WeightsOption = None,
-    device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
+    device: DeviceOption = DeviceName.AUTO,
     each: EachOption = None,
     json_file: JsonOption = None,
     markdown: MarkdownOption = None,
@@ -220,6 +229,61 @@ def baselines(
     index, judged = judge_cases(chosen, recipe, fitted.score, _say_case)
     rows = {name: summarise(one, index) for name, one in judged.items()}
     _write_scores(ScoreTable(index=index, rows=rows), json_file, markdown)
+
+
+@app.command()
+def ablation(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="TOML file with the rows.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of normal scans, to train and judge on.")],
+    region: RegionOption,
+    split: Annotated[Path, typer.Option(metavar="FILE", help="The split file.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the ablation; what is done there stays.")
+    ],
+    part: Annotated[
+        JudgedPart, typer.Option(help="Judge on the part set aside, or on the fold that training left out.")
+    ] = JudgedPart.SET_ASIDE,
+    family: FamilyOption = FamilyName.BOTH,
+    each: EachOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of trainings and cases, in place of the file's.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Prepared scans; by default OUT/cache.")
+    ] = None,
+    device: DeviceOption = DeviceName.AUTO,
+) -> None:
+    """Train networks that differ in one thing, and judge them on the same cases.
+
+    Writes OUT/ablation.md and OUT/ablation.png, and OUT/rows/ROW.json. The same command goes on where it was
+    cut off; it ends with 75 when it was stopped by a signal.
+    """
+    import torch
+
+    from mood_eval.ablation import Bench, RowResult, StoppedError, read_plan, run_ablation
+    from mood_eval.ablation_report import draw_figure, render_table
+    from mood_train.run import Material, stop_on_signal
+
+    torch.set_num_threads(threads)
+    plan = read_plan(config)
+    if seed is not None:
+        plan = plan.model_copy(update={"seed": seed})
+    if not split.exists():
+        raise UserError(f"{split}: there is no such split file; make one with mood-train folds.")
+    material = Material.find(data, split, region, plan.seed, cache or out / "cache")
+    chosen = judge_scans(material.paths, material.split, part.value, plan.fold)
+    recipe = _one_each(region, plan.seed, family, len(chosen), each)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def write(results: dict[str, RowResult]) -> None:
+        (out / "ablation.md").write_text(render_table(results))
+        draw_figure(results).savefig(out / "ablation.png", dpi=110)
+
+    bench = Bench(material, chosen, recipe, out, device.value)
+    try:
+        run_ablation(plan, bench, stop_on_signal(), _console().print, write)
+    except StoppedError as stopped:
+        raise typer.Exit(EXIT_STOPPED) from stopped
+    typer.echo((out / "ablation.md").read_text())
 
 
 @app.command()
