@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 EXIT_STOPPED = 75
+INSTALL = "scripts/setup.sh train,eval"
 
 app = typer.Typer(
     name="mood-eval",
@@ -259,9 +260,12 @@ def ablation(
     """
     import torch
 
-    from mood_eval.ablation import Bench, RowResult, StoppedError, read_plan, run_ablation
-    from mood_eval.ablation_report import draw_figure, render_table
-    from mood_train.run import Material, stop_on_signal
+    try:
+        from mood_eval.ablation import Bench, RowResult, StoppedError, read_plan, run_ablation
+        from mood_eval.ablation_report import draw_figure, render_table
+        from mood_train.run import Material, stop_on_signal
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing; install what training needs: {INSTALL}.") from error
 
     torch.set_num_threads(threads)
     plan = read_plan(config)

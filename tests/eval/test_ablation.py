@@ -243,6 +243,20 @@ def test_the_command_writes_table_and_figure(
     assert (tmp_path / "out/ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_training_needs_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mood_train.run", None)  # as its import fails without accelerate
+    arguments = ["--config", "x", "--data", tmp_path, "--region", "brain", "--split", "x", "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["mood-eval", "ablation", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert (
+        "mood_train.run is missing; install what training needs: scripts/setup.sh" in capsys.readouterr().err
+    )
+
+
 def _result(start: float) -> RowResult:
     unseen = FamilySummary(
         cases=3, pixel_ap=start + 0.05, sample_ap=start + 0.06, per_type={"blur": start + 0.07}
