@@ -1,24 +1,25 @@
 """The command line: ``mood-eval make-set``, ``score``, ``members`` and ``rank``.
 
-Exit codes: 0 done, 2 the command cannot be run as given.
+Exit codes: 0 done, 2 the command cannot be run as given, 75 stopped by a signal and can be resumed.
 """
 
 import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from mood_eval.split import judge_scans, read_split
+from mood_eval.split import judge_scans, training_scans
 from mood_eval.validation_set import (
     HEALTHY,
     INDEX_NAME,
     PAPER_EACH,
     PAPER_HEALTHY,
+    Case,
     Recipe,
     default_counts,
     make_set,
@@ -26,8 +27,14 @@ from mood_eval.validation_set import (
 )
 from mood_infer.challenge import Region, find_scans
 from mood_infer.errors import UserError
+from mood_train.folds import read_split
+
+if TYPE_CHECKING:
+    from mood_eval.table import ScoreTable
 
 EXIT_USAGE = 2
+EXIT_STOPPED = 75
+INSTALL = "scripts/setup.sh train,eval"
 
 app = typer.Typer(
     name="mood-eval",
@@ -60,6 +67,13 @@ class DeviceName(StrEnum):
     CUDA = "cuda"
 
 
+class JudgedPart(StrEnum):
+    """What an ablation is judged on."""
+
+    SET_ASIDE = "set_aside"
+    HELD_OUT = "held_out"
+
+
 RegionOption = Annotated[Region, typer.Option(help="What the scans show.")]
 SeedOption = Annotated[int, typer.Option(help="Of all randomness; the same seed makes the same cases.")]
 SplitOption = Annotated[
@@ -71,6 +85,9 @@ PartOption = Annotated[
 ]
 FamilyOption = Annotated[FamilyName, typer.Option(help="The paper's anomalies, the unseen family, or both.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")]
+MarkdownOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here.")]
+EachOption = Annotated[int | None, typer.Option(min=1, help="Cases of each type; one a scan by default.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="Where the networks run.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
 ]
@@ -173,31 +190,104 @@ def members(
     seed: SeedOption = 0,
     family: FamilyOption = FamilyName.SEEN,
     weights: WeightsOption = None,
-    device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
-    each: Annotated[
-        int | None, typer.Option(min=1, help="Cases of each type; one a scan by default.")
-    ] = None,
+    device: DeviceOption = DeviceName.AUTO,
+    each: EachOption = None,
     json_file: JsonOption = None,
-    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here.")] = None,
+    markdown: MarkdownOption = None,
 ) -> None:
     """Score each network alone and the whole ensemble: one healthy case a scan, and one of each type."""
     from mood_eval.members import evaluate_members
 
     chosen = _scans(scans, region, split, part)
-    counts = default_counts(region, family.value, len(chosen), each or len(chosen))
-    console = _console()
-    table = evaluate_members(
-        chosen,
-        Recipe(region, seed, counts),
-        weights,
-        device.value,
-        lambda case, at, of: console.print(f"{at}/{of} {case.kind} in {case.source}"),
-    )
-    typer.echo(table.markdown())
-    if markdown is not None:
-        markdown.write_text(table.markdown())
-    if json_file is not None:
-        json_file.write_text(table.model_dump_json(indent=1) + "\n")
+    recipe = _one_each(region, seed, family, len(chosen), each)
+    _write_scores(evaluate_members(chosen, recipe, weights, device.value, _say_case), json_file, markdown)
+
+
+@app.command()
+def baselines(
+    scans: Annotated[
+        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, those of training among them.")
+    ],
+    region: RegionOption,
+    split: Annotated[
+        Path, typer.Option(metavar="FILE", help="The split file of training; its folds are fitted on.")
+    ],
+    part: PartOption = PartName.SET_ASIDE,
+    seed: SeedOption = 0,
+    family: FamilyOption = FamilyName.SEEN,
+    each: EachOption = None,
+    json_file: JsonOption = None,
+    markdown: MarkdownOption = None,
+) -> None:
+    """Score the baselines that learn nothing but averages, on the very cases of ``members``."""
+    from mood_eval.baselines import Baselines
+    from mood_eval.summary import summarise
+    from mood_eval.table import ScoreTable, judge_cases
+
+    chosen = _scans(scans, region, split, part)
+    recipe = _one_each(region, seed, family, len(chosen), each)
+    fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region)
+    index, judged = judge_cases(chosen, recipe, fitted.score, _say_case)
+    rows = {name: summarise(one, index) for name, one in judged.items()}
+    _write_scores(ScoreTable(index=index, rows=rows), json_file, markdown)
+
+
+@app.command()
+def ablation(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="TOML file with the rows.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of normal scans, to train and judge on.")],
+    region: RegionOption,
+    split: Annotated[Path, typer.Option(metavar="FILE", help="The split file.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the ablation; what is done there stays.")
+    ],
+    part: Annotated[
+        JudgedPart, typer.Option(help="Judge on the part set aside, or on the fold that training left out.")
+    ] = JudgedPart.SET_ASIDE,
+    family: FamilyOption = FamilyName.BOTH,
+    each: EachOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of trainings and cases, in place of the file's.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Prepared scans; by default OUT/cache.")
+    ] = None,
+    device: DeviceOption = DeviceName.AUTO,
+) -> None:
+    """Train networks that differ in one thing, and judge them on the same cases.
+
+    Writes OUT/ablation.md and OUT/ablation.png, and OUT/rows/ROW.json. The same command goes on where it was
+    cut off; it ends with 75 when it was stopped by a signal.
+    """
+    import torch
+
+    try:
+        from mood_eval.ablation import Bench, RowResult, StoppedError, read_plan, run_ablation
+        from mood_eval.ablation_report import draw_figure, render_table
+        from mood_train.run import Material, stop_on_signal
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing; install what training needs: {INSTALL}.") from error
+
+    torch.set_num_threads(threads)
+    plan = read_plan(config)
+    if seed is not None:
+        plan = plan.model_copy(update={"seed": seed})
+    if not split.exists():
+        raise UserError(f"{split}: there is no such split file; make one with mood-train folds.")
+    material = Material.find(data, split, region, plan.seed, cache or out / "cache")
+    chosen = judge_scans(material.paths, material.split, part.value, plan.fold)
+    recipe = _one_each(region, plan.seed, family, len(chosen), each)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def write(results: dict[str, RowResult]) -> None:
+        (out / "ablation.md").write_text(render_table(results))
+        draw_figure(results).savefig(out / "ablation.png", dpi=110)
+
+    bench = Bench(material, chosen, recipe, out, device.value)
+    try:
+        run_ablation(plan, bench, stop_on_signal(), _console().print, write)
+    except StoppedError as stopped:
+        raise typer.Exit(EXIT_STOPPED) from stopped
+    typer.echo((out / "ablation.md").read_text())
 
 
 @app.command()
@@ -249,6 +339,23 @@ def _scans(folder: Path, region: Region, split: Path | None, part: PartName | No
     if part is not None:
         raise UserError("--part needs --split: give the split file of training.")
     return scans
+
+
+def _one_each(region: Region, seed: int, family: FamilyName, scans: int, each: int | None) -> Recipe:
+    """One healthy case a scan, and as many of each type."""
+    return Recipe(region, seed, default_counts(region, family.value, scans, each or scans))
+
+
+def _say_case(case: Case, at: int, of: int) -> None:
+    _console().print(f"{at}/{of} {case.kind} in {case.source}")
+
+
+def _write_scores(table: "ScoreTable", json_file: Path | None, markdown: Path | None) -> None:
+    typer.echo(table.markdown())
+    if markdown is not None:
+        markdown.write_text(table.markdown())
+    if json_file is not None:
+        json_file.write_text(table.model_dump_json(indent=1) + "\n")
 
 
 def _counts(

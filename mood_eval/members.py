@@ -1,60 +1,35 @@
 """Every member of an ensemble, and their mean, on the same cases: what each is worth.
 
-Cases are made, scored and forgotten one at a time, so nothing lies on disk. The mean of the members' maps is
-the ensemble's map (paper, section 3.1.1), so each network runs once a case.
+The mean of the members' maps is the ensemble's map (paper, section 3.1.1), so each network runs once a case.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mood_eval.average_precision import ScoreCounts
-from mood_eval.objects import find_objects
-from mood_eval.summary import Judged, Summary, summarise
-from mood_eval.validation_set import Case, Index, Made, Recipe, make_cases, plan_cases
-from mood_infer.grid import resample
+from mood_eval.summary import summarise
+from mood_eval.table import Report, Scored, ScoreTable, judge_cases
+from mood_eval.validation_set import Made, Recipe
 from mood_infer.predictor import Device, Predictor
-from mood_infer.preparation import scan_grid
 from mood_infer.scores import sample_score
+from mood_infer.volume import Array3D
 from mood_infer.weights import find_weights, read_manifest
 
 ENSEMBLE = "ensemble"
-Report = Callable[[Case, int, int], None]
 
 
-class MemberTable(BaseModel):
-    """The numbers of each member and of the ensemble.
+class MemberTable(ScoreTable):
+    """The numbers of each member, by its file, and of the ensemble.
 
     Attributes:
-        index: the cases.
         weights: digest of the weights.
-        rows: file of the member, or ``ensemble``, to its numbers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    index: Index
     weights: str
-    rows: dict[str, Summary]
-
-    def markdown(self) -> str:
-        """One row a member: pixel AP over all cases, by type, and sample AP."""
-        family = self.rows[ENSEMBLE]
-        kinds = list(family.per_type)
-        head = ["", "pixel AP", *(kind.replace("_", " ") for kind in kinds), "sample AP"]
-        lines = [_row(head), _row(["---"] * len(head))]
-        for name, summary in self.rows.items():
-            values = [summary.pixel_ap, *(summary.per_type.get(kind) for kind in kinds), summary.sample_ap]
-            lines.append(_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
-        return "\n".join(lines) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def evaluate_members(
@@ -71,46 +46,42 @@ def evaluate_members(
         recipe: the cases to make.
         weights: folder of the weights; see :func:`mood_infer.weights.find_weights`.
         device: where the networks run.
-        report: called before each case with the case, its position from 1, and the number of cases.
+        report: see :func:`judge_cases`.
 
     Raises:
         UserError: a scan or the weights cannot be used.
     """
-    folder = find_weights(recipe.region, weights)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(find_weights(recipe.region, weights))
     files = [member.file for member in manifest.members]
-    members = {file: _Remembering.load(recipe.region, weights, device, [file]) for file in files}
-    plan = plan_cases(list(scans), recipe)
-    judged: dict[str, list[Judged]] = {name: [] for name in [*members, ENSEMBLE]}
-    cases: list[Case] = []
-    for source in scans:
-        own = [case for path, case in plan if path == source]
-        for predictor in members.values():
-            predictor.forget()
-        for made in make_cases(source, own, recipe):
-            cases.append(made.case)
-            if report is not None:
-                report(made.case, len(cases), len(plan))
-            for name, one in _judge(made, members):
-                judged[name].append(one)
-    index = Index(
-        region=recipe.region,
-        seed=recipe.seed,
-        spacing=recipe.spacing,
-        intensity=recipe.intensity,
-        healthy_repeats=recipe.repeat_healthy,
-        cases=tuple(sorted(cases, key=lambda case: case.name)),
-    )
+    members = {file: Remembering.load(recipe.region, weights, device, [file]) for file in files}
+    index, judged = judge_cases(scans, recipe, lambda made: _score(made, members), report)
     rows = {name: summarise(part, index) for name, part in judged.items()}
-    return MemberTable(index=index, weights=manifest.digest(), rows=rows)
+    return MemberTable(index=index, rows=rows, weights=manifest.digest())
 
 
-class _Remembering(Predictor):
-    """A predictor that knows the windows it has seen: the cases of one scan share most of theirs."""
+def _score(made: Made, members: Mapping[str, "Remembering"]) -> dict[str, Scored]:
+    scored = {name: predictor.score_case(made) for name, predictor in members.items()}
+    mean: Array3D = np.mean([one.working for one in scored.values()], axis=0, dtype=np.float32)
+    grid = next(iter(scored.values())).grid
+    return scored | {ENSEMBLE: Scored(mean, grid, sample_score(mean))}
 
-    def forget(self) -> None:
-        """Start anew, with another scan."""
-        self._known: dict[bytes, Tensor] = {}
+
+class Remembering(Predictor):
+    """A predictor that knows the windows of the scan at hand: the cases of one scan share most of theirs."""
+
+    _source: str | None = None
+
+    def use_overlap(self, overlap: float) -> None:
+        """Let neighbouring windows share another part of their side, in [0,1), than the weights ask for."""
+        self._manifest = self._manifest.model_copy(update={"overlap": overlap})
+
+    def score_case(self, made: Made) -> Scored:
+        """Score a case; quick where it comes right after another one of the same scan."""
+        if made.case.source != self._source:
+            self._source = made.case.source
+            self._known: dict[bytes, Tensor] = {}
+        result = self.predict(made.image)
+        return Scored(result.working, result.grid, result.sample_score)
 
     def _score(self, windows: Tensor) -> Tensor:
         keys = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]
@@ -119,19 +90,3 @@ class _Remembering(Predictor):
             fresh = super()._score(windows[new])
             self._known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
         return torch.stack([self._known[key] for key in keys])
-
-
-def _judge(made: Made, members: Mapping[str, Predictor]) -> list[tuple[str, Judged]]:
-    maps = {name: predictor.predict(made.image) for name, predictor in members.items()}
-    working = {name: result.working for name, result in maps.items()}
-    working[ENSEMBLE] = np.mean(list(working.values()), axis=0, dtype=np.float32)
-    grid, own = next(iter(maps.values())).grid, scan_grid(made.image)
-    voxel_ml = float(np.prod(own.spacing)) / 1000
-    results = []
-    for name, map_ in working.items():
-        scores = np.clip(resample(map_, grid, own), 0, 1)
-        counts = ScoreCounts.of(scores, made.label, f"{made.case.name}, {name}")
-        objects = find_objects(scores, made.label, voxel_ml) if name == ENSEMBLE else None
-        one = Judged(made.case.name, bool(made.label.any()), counts, sample_score(map_), objects)
-        results.append((name, one))
-    return results

@@ -1,78 +1,53 @@
-"""The split file both sides read: which scans train, and which are set aside to judge on."""
+"""Which scans may be judged on: those of no subject that any network was trained on."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from mood_infer.challenge import Region
 from mood_infer.errors import UserError
+from mood_train.folds import Split, subject_of
 
-Part = Literal["set_aside"]
-
-
-class RegionSplit(BaseModel):
-    """A region's scans, as paths relative to the data folder.
-
-    Attributes:
-        set_aside: in no training whatever.
-        folds: the rest; each fold trains all members but its own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    set_aside: tuple[str, ...] = ()
-    folds: tuple[tuple[str, ...], ...] = Field(default=())
-
-    @property
-    def trained_on(self) -> set[str]:
-        """Names of all scans of all folds, as :func:`scan_name` has them."""
-        return {scan_name(scan) for fold in self.folds for scan in fold}
+Part = Literal["set_aside", "held_out"]
 
 
-def scan_name(scan: str | Path) -> str:
-    """A scan's file name without folders and without .nii or .nii.gz: what identifies it in a split."""
-    return Path(scan).name.removesuffix(".gz").removesuffix(".nii")
-
-
-def read_split(path: Path, region: Region) -> RegionSplit:
-    """Read a region's part of a split file.
-
-    Raises:
-        UserError: it cannot be read, lacks the region, or sets a scan aside that is in a fold.
-    """
-    try:
-        split = RegionSplit.model_validate(json.loads(path.read_text())[region])
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read; give the split file that training used.") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{path}: no valid split of {region}; give the file training used.") from error
-    both = sorted(split.trained_on & {scan_name(scan) for scan in split.set_aside})
-    if both:
-        raise UserError(f"{path}: {', '.join(both)}: set aside and in a fold; take it out of one of them.")
-    return split
-
-
-def judge_scans(scans: list[Path], split: RegionSplit, part: Part | None) -> list[Path]:
+def judge_scans(
+    scans: list[Path], split: Split, part: Part | None, left_out: int | None = None
+) -> list[Path]:
     """The scans of a folder that may be judged on.
 
     Args:
         scans: of the folder.
         split: of the region.
-        part: ``set_aside`` picks the scans listed there and passes over all others; None takes all.
+        part: picks the scans that are listed as set aside, or those of the fold left out, and passes over all
+            others; None takes all.
+        left_out: the fold that no network to be judged was trained on; None if all folds trained.
 
     Raises:
-        UserError: one of them is in a fold, so that members were trained on it; or none is left.
+        UserError: a subject of theirs is in a fold that trained, whatever the file's name; or none is left.
     """
-    if part == "set_aside":
-        wanted = {scan_name(scan) for scan in split.set_aside}
-        scans = [scan for scan in scans if scan_name(scan) in wanted]
-    leaked = [scan.name for scan in scans if scan_name(scan) in split.trained_on]
+    trained = {subject_of(name) for name in split.training(left_out)}
+    if part is not None:
+        wanted = set(split.set_aside) if part == "set_aside" else split.held_out(left_out)
+        scans = [scan for scan in scans if scan.name in wanted]
+    leaked = [scan.name for scan in scans if subject_of(scan.name) in trained]
     if leaked:
         raise UserError(
-            f"{', '.join(leaked)}: in a fold of the split file, so networks were trained on it; "
+            f"{', '.join(leaked)}: of a subject in a fold of the split file, so networks were trained on it; "
             "remove it from the folder or pick the scans that were set aside."
         )
     if not scans:
-        raise UserError("no scan there is set aside in the split file; give the folder it was made for.")
+        kind = "held out" if part == "held_out" else "set aside"
+        raise UserError(f"no scan there is {kind} in the split file; give the folder it was made for.")
     return scans
+
+
+def training_scans(scans: list[Path], split: Split, left_out: int | None = None) -> list[Path]:
+    """The scans of a folder that are listed in the folds that train.
+
+    Raises:
+        UserError: there are none.
+    """
+    names = split.training(left_out)
+    chosen = [scan for scan in scans if scan.name in names]
+    if not chosen:
+        raise UserError("no scan there is in a fold of the split file; give the folder it was made for.")
+    return chosen

@@ -129,7 +129,12 @@ class Recipe:
     @property
     def intensity(self) -> MedianRule | CurveRule:
         """The region's default rule; scans in [0,1] pass it untouched."""
-        return MedianRule() if self.region is Region.BRAIN else CurveRule()
+        return default_rule(self.region)
+
+
+def default_rule(region: Region) -> MedianRule | CurveRule:
+    """The rule that takes a region's raw scans to [0,1]."""
+    return MedianRule() if region is Region.BRAIN else CurveRule()
 
 
 def default_counts(

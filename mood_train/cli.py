@@ -1,6 +1,5 @@
 """The commands of the training stage: folds, preview, fit, ensemble, export."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +99,7 @@ def fit(
     """
     from mood_train.config import RunConfig, load_preset
     from mood_train.export import export_member
-    from mood_train.run import Means, checkpoint_name, train
+    from mood_train.run import Means, checkpoint_name, stop_on_signal, train
 
     _use(threads)
     config = RunConfig(
@@ -115,7 +114,7 @@ def fit(
     given = {"steps": steps, "batch": batch, "max_lr": max_lr}
     config = config.with_optimiser(**{name: value for name, value in given.items() if value})
     material = _material(data, split, out, region, seed, cache)
-    result = train(config, material, out, start_from, _stop_on_signal(), Means(workers, precision))
+    result = train(config, material, out, start_from, stop_on_signal(), Means(workers, precision))
     typer.echo(f"{out}: step {result.step}{'' if result.finished else ' (stopped)'}")
     if result.held_out_ap is not None:
         typer.echo(f"AP on synthetic anomalies in the fold left out: {result.held_out_ap:.3f}")
@@ -148,7 +147,7 @@ def ensemble(
     from mood_train.config import load_preset
     from mood_train.ensemble import plan_ensemble, train_ensemble
     from mood_train.export import export_member
-    from mood_train.run import Means
+    from mood_train.run import Means, stop_on_signal
 
     _use(threads)
     material = _material(data, split, out, region, seed, cache)
@@ -158,7 +157,7 @@ def ensemble(
         material,
         out,
         lambda checkpoint: export_member(checkpoint, weights, data_name, licence),
-        _stop_on_signal(),
+        stop_on_signal(),
         Means(workers, precision),
         typer.echo,
     )
@@ -201,14 +200,6 @@ def _material(
     if split is not None and not split.exists():
         raise UserError(f"{split}: there is no such split file; make one with mood-train folds.")
     return Material.find(data, split or out / "split.json", region, seed, cache or out / "cache")
-
-
-def _stop_on_signal() -> Any:
-    """A function that says whether SIGTERM or SIGINT has come; the step in progress is finished first."""
-    received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received_number, _frame: received.append(received_number))
-    return lambda: bool(received)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from mood_infer.network import NetworkConfig
 from mood_train.anomalies.shapes import ShapeKind
 
 Edges = Literal["hard", "smooth"]
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -197,13 +198,24 @@ def load_preset(name_or_path: str) -> Preset:
     shipped = sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
     source = folder / f"{name_or_path}.toml" if name_or_path in shipped else Path(name_or_path)
     try:
-        return Preset.model_validate(tomllib.loads(source.read_text()))
+        text = source.read_text()
     except OSError as error:
         names = ", ".join(shipped)
         raise UserError(f"{name_or_path}: no such preset; give one of {names}, or a TOML file.") from error
+    return parse_toml(text, name_or_path, Preset)
+
+
+def parse_toml(text: str, name: str, kind: type[Settings]) -> Settings:
+    """Check the text of a TOML file called ``name`` and make settings of it.
+
+    Raises:
+        UserError: it is not TOML, or a field is wrong; the text names it.
+    """
+    try:
+        return kind.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{name_or_path}: not valid TOML ({error}); mend the file.") from error
+        raise UserError(f"{name}: not valid TOML ({error}); mend the file.") from error
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(f"{name_or_path}: {field}: {first['msg']}; mend the file.") from error
+        raise UserError(f"{name}: {field}: {first['msg']}; mend the file.") from error

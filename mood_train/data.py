@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from mood_infer.intensity import MedianRule
 from mood_infer.preparation import prepare
 from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
+from mood_train.folds import subject_of
 
 CACHE_FORMAT = 1  # raise when what is cached changes
 HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
@@ -69,19 +69,6 @@ def list_scans(source: Path) -> list[Path]:
     if doubled:
         raise UserError(f"{doubled[0]}: two scans of {source.name} have this name; rename one.")
     return paths
-
-
-def subject_of(name: str) -> str:
-    """Whom a file shows, by its name.
-
-    ``sub-01`` wherever a BIDS name has it; else the part before the first ``_`` if it is letters and then
-    digits and no further number follows, as in ``ct0518_abdomen``; else the whole stem.
-    """
-    stem = re.sub(r"\.nii(\.gz)?$", "", name)
-    if bids := re.search(r"(?:^|_)(sub-[^_]+)", stem):
-        return bids[1]
-    head, _, rest = stem.partition("_")
-    return head if re.fullmatch(r"[A-Za-z]+\d+", head) and not re.search(r"\d", rest) else stem
 
 
 def load_scans(paths: list[Path], place: RegionConfig, cache: Path) -> list[CachedScan]:

@@ -1,10 +1,12 @@
 """Who trains and who judges: subject-wise folds with a set-aside part, written to a file.
 
 The file holds, per region, ``set_aside`` (never read by any training) and ``folds``, lists of file names;
-folders in front of a name are for the reader and do not count.
+folders in front of a name are for the reader and do not count. Judging reads it too, so
+nothing here loads torch.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.volume import write_atomically
-from mood_train.data import subject_of
 
 FOLDS = 5
 
@@ -39,6 +40,19 @@ class Split(BaseModel):
     def held_out(self, fold: int | None) -> set[str]:
         """Names of one fold, to watch a training by; empty for None."""
         return set() if fold is None else set(self.folds[fold])
+
+
+def subject_of(name: str) -> str:
+    """Whom a file shows, by its name.
+
+    ``sub-01`` wherever a BIDS name has it; else the part before the first ``_`` if it is letters and then
+    digits and no further number follows, as in ``ct0518_abdomen``; else the whole stem.
+    """
+    stem = re.sub(r"\.nii(\.gz)?$", "", name)
+    if bids := re.search(r"(?:^|_)(sub-[^_]+)", stem):
+        return bids[1]
+    head, _, rest = stem.partition("_")
+    return head if re.fullmatch(r"[A-Za-z]+\d+", head) and not re.search(r"\d", rest) else stem
 
 
 def make_split(names: Iterable[str], seed: int) -> Split:
@@ -84,7 +98,7 @@ def read_split(path: Path, region: Region) -> Split:
     """
     try:
         raw = Split.model_validate(json.loads(path.read_text())[region.value])
-    except (OSError, ValueError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         message = f"{path}: holds no split for {region.value}; make one with mood-train folds."
         raise UserError(message) from error
     split = Split(

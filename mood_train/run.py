@@ -1,5 +1,6 @@
 """One training run, from files to a checkpoint: the split, the scans, first weights, the trainer."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +119,11 @@ def is_finished(out: Path) -> bool:
         return False
     checkpoint = read_checkpoint(out / CHECKPOINT_NAME)
     return checkpoint.step >= RunConfig.model_validate_json(checkpoint.config).preset.optimiser.steps
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """A function that says whether SIGTERM or SIGINT has come; what is in progress is finished first."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received_number, _frame: received.append(received_number))
+    return lambda: bool(received)

@@ -39,9 +39,18 @@ def blend_poisson(image: Array3D, foreign: Array3D, alpha: Array3D) -> Array3D:
     Returns:
         (X, Y, Z) clipped to [0,1] where it was solved, the image bit for bit elsewhere.
     """
-    inside = without_border(alpha) > 0
-    if not inside.any():
+    found = ndimage.find_objects((without_border(alpha) > 0).view(np.uint8))
+    if not found:
         return image
+    # the equation reaches one voxel beyond the shape, which always lies within the array
+    box = tuple(slice(part.start - 1, part.stop + 1) for part in found[0])
+    result = image.copy()
+    result[box] = _solve(image[box], foreign[box], alpha[box])
+    return result
+
+
+def _solve(image: Array3D, foreign: Array3D, alpha: Array3D) -> Array3D:
+    inside = without_border(alpha) > 0
     blend = alpha.astype(np.float64)
     target = (1 - blend) * _laplacian(image) + blend * _laplacian(foreign)
     # unknown: the difference to the image, which is 0 on the boundary

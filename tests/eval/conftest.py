@@ -27,8 +27,17 @@ AFFINE = np.array([[-3.0, 0, 0, 60], [0, 3, 0, -50], [0, 0, 4, -30], [0, 0, 0, 1
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three raw MR scans: ellipsoids of texture in black air, int16."""
-    folder = tmp_path_factory.mktemp("scans")
-    for number in range(3):
+    return _write_heads(tmp_path_factory.mktemp("scans"), 3)
+
+
+@pytest.fixture(scope="session")
+def five_scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five scans like ``scans``."""
+    return _write_heads(tmp_path_factory.mktemp("five-scans"), 5)
+
+
+def _write_heads(folder: Path, count: int) -> Path:
+    for number in range(count):
         _write_head(folder / f"sub-0{number + 1}.nii.gz", number)
     return folder
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mood_eval.average_precision import average_precision, merge
+from mood_eval.baselines import Baselines
 from mood_eval.cli import main
-from mood_eval.validation_set import read_index
+from mood_eval.table import ScoreTable, judge_cases
+from mood_eval.validation_set import Recipe, default_counts, read_index
+from mood_infer.challenge import Region, find_scans
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -71,7 +75,7 @@ def test_a_leaked_scan_stops_the_command(
 ) -> None:
     arguments = ["make-set", scans, tmp_path / "set", "--region", "brain", "--split", split]
     assert _run(monkeypatch, *arguments) == 2
-    assert "sub-03.nii.gz: in a fold of the split file" in capsys.readouterr().err
+    assert "sub-03.nii.gz: of a subject in a fold of the split file" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 
@@ -111,3 +115,22 @@ def test_members_table(
     assert list(table["rows"]) == ["fold0-hard.safetensors", "fold1-hard.safetensors", "ensemble"]
     assert len(table["index"]["cases"]) == 2 * 8  # a healthy case and seven types a scan
     assert (tmp_path / "members.md").read_text() in capsys.readouterr().out
+
+
+def test_baselines_are_fitted_on_the_folds_and_judged_on_what_was_set_aside(
+    scans: Path, split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = ["--json", tmp_path / "out.json", "--markdown", tmp_path / "out.md"]
+    assert (
+        _run(monkeypatch, "baselines", scans, "--region", "brain", "--split", split, "--each", 1, *outputs)
+        == 0
+    )
+    paths = find_scans(scans)
+    fitted = Baselines.fit(paths[2:], Region.BRAIN)
+    recipe = Recipe(Region.BRAIN, 0, default_counts(Region.BRAIN, "seen", 2, 1))  # as members takes it
+    index, judged = judge_cases(paths[:2], recipe, fitted.score, objects=False)
+    table = ScoreTable.model_validate_json((tmp_path / "out.json").read_text())
+    assert table.index == index and list(table.rows) == ["intensity-histogram", "mean-scan", "local-entropy"]
+    for name, part in judged.items():
+        assert table.rows[name].pixel_ap == average_precision(merge(one.pixels for one in part if one.pixels))
+    assert (tmp_path / "out.md").read_text().startswith("|  | pixel AP | deformation |")

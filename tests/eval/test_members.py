@@ -7,6 +7,7 @@ import pytest
 
 from mood_eval.average_precision import ScoreCounts, average_precision, best_dice, merge
 from mood_eval.members import ENSEMBLE, evaluate_members
+from mood_eval.objects import find_objects, recall_at
 from mood_eval.validation_set import HEALTHY, Made, Recipe, make_cases, plan_cases
 from mood_infer.challenge import Region, find_scans
 from mood_infer.predictor import Predictor
@@ -45,7 +46,13 @@ def test_rows_are_what_each_predictor_gives(scans: Path, weights: Path) -> None:
         )
         assert row.sample_ap == pytest.approx(average_precision(samples))
         assert set(row.per_type) == {"noise", "shift"} and row.cases == 5
-    assert table.rows[ENSEMBLE].recall and not table.rows[files[0]].recall
+        voxel_ml = 3 * 3 * 4 / 1000
+        objects = [
+            find_objects(one.scores, made.label, voxel_ml) for one, made in zip(maps, cases, strict=True)
+        ]
+        assert row.recall == {str(rate): value for rate, value in recall_at(objects).items()}
+        sizes = sorted(case.volume_ml for case in table.index.cases if case.volume_ml)
+        assert [group.to_ml for group in row.by_size.values()] == sizes  # three anomalies, one a size
 
 
 def test_table_as_text(scans: Path, weights: Path) -> None:
@@ -57,3 +64,18 @@ def test_table_as_text(scans: Path, weights: Path) -> None:
         numbers = table.rows[name]
         values = [numbers.pixel_ap, numbers.per_type["noise"], numbers.per_type["shift"], numbers.sample_ap]
         assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+
+def test_both_families_stand_side_by_side(scans: Path, weights: Path) -> None:
+    recipe = Recipe(Region.BRAIN, 2, {HEALTHY: 1, "shift": 1, "blur": 1})
+    table = evaluate_members(find_scans(scans), recipe, weights, "cpu")
+    head, _, row, *_ = table.markdown().splitlines()
+    columns = ["pixel AP", "shift", "sample AP"]
+    assert (
+        head
+        == "|  | "
+        + " | ".join([*columns, *(f"unseen: {name}" for name in ("pixel AP", "blur", "sample AP"))])
+        + " |"
+    )
+    summary = next(iter(table.rows.values()))
+    assert summary.unseen is not None and row.split(" | ")[4] == f"{summary.unseen.pixel_ap:.3f}"

@@ -13,7 +13,7 @@ import pytest
 
 from mood_eval.anomalies import Kind
 from mood_eval.body import body_mask
-from mood_eval.split import judge_scans, read_split, scan_name
+from mood_eval.split import judge_scans, training_scans
 from mood_eval.unseen import unseen_kinds
 from mood_eval.validation_set import (
     HEALTHY,
@@ -29,6 +29,7 @@ from mood_infer.challenge import Region, find_scans
 from mood_infer.errors import UserError
 from mood_infer.intensity import CurveRule, MedianRule, to_unit
 from mood_infer.volume import read_volume
+from mood_train.folds import read_split, subject_of
 
 
 def _recipe(**changes: object) -> Recipe:
@@ -97,6 +98,7 @@ def test_index_agrees_with_the_labels(made: tuple[Path, Index]) -> None:
             voxels = np.argwhere(label)
             distance = np.linalg.norm((voxels - case.centre_voxel) * (3, 3, 4), axis=1)
             assert distance.max() < case.radius_mm
+            assert label[case.centre_voxel]
             lows, highs = voxels.min(0), voxels.max(0)
             reach = np.ceil(case.radius_mm / np.array([3, 3, 4])) - 1
             if np.array_equal(highs - lows, 2 * reach):  # not cut by the body's edge
@@ -176,23 +178,44 @@ def _split(path: Path, set_aside: list[str], folds: list[list[str]]) -> Path:
     return path
 
 
-def test_a_leaked_subject_is_caught(scans: Path, tmp_path: Path) -> None:
-    split = read_split(
-        _split(tmp_path / "split.json", ["brain/sub-01.nii.gz"], [["brain/sub-02.nii"], ["sub-09.nii.gz"]]),
-        Region.BRAIN,
+def test_a_leaked_subject_is_caught_under_another_file_name(tmp_path: Path) -> None:
+    names = ["sub-01_T1w.nii.gz", "ses-2_sub-02_run-7.nii.gz", "ct0518_liver.nii", "other.nii.gz"]
+    scans = [tmp_path / name for name in names]
+    folds = [["brain/sub-02_T1w.nii.gz"], ["brain/ct0518_abdomen.nii.gz"]]
+    split = read_split(_split(tmp_path / "split.json", ["brain/sub-01_T1w.nii.gz"], folds), Region.BRAIN)
+    with pytest.raises(UserError) as refused:
+        judge_scans(scans, split, None)
+    assert str(refused.value).startswith(
+        "ses-2_sub-02_run-7.nii.gz, ct0518_liver.nii: of a subject in a fold"
     )
-    with pytest.raises(UserError, match=r"sub-02\.nii\.gz: in a fold of the split file"):
-        judge_scans(find_scans(scans), split, None)
-    assert [path.name for path in judge_scans(find_scans(scans), split, "set_aside")] == ["sub-01.nii.gz"]
+    assert judge_scans([scans[0], scans[3]], split, None) == [scans[0], scans[3]]
+    assert judge_scans(scans, split, "set_aside") == scans[:1]
+    # what one training leaves out may judge that training, and no other
+    assert judge_scans([scans[1]], split, None, left_out=0) == [scans[1]]
+    with pytest.raises(UserError, match="in a fold"):
+        judge_scans([scans[1]], split, None, left_out=1)
+
+
+def test_the_fold_left_out_judges_what_the_others_trained(tmp_path: Path) -> None:
+    names = [f"sub-{n:02d}.nii.gz" for n in range(6)]
+    scans = [tmp_path / name for name in names]
+    split = read_split(_split(tmp_path / "split.json", names[:1], [names[1:3], names[3:]]), Region.BRAIN)
+    assert judge_scans(scans, split, "held_out", left_out=1) == scans[3:]
+    assert training_scans(scans, split, left_out=1) == scans[1:3]
+    assert training_scans(scans, split) == scans[1:]
+    with pytest.raises(UserError, match="fold 2: the split has folds 0 to 1"):
+        judge_scans(scans, split, "held_out", left_out=2)
+    with pytest.raises(UserError, match="no scan there is in a fold"):
+        training_scans(scans[:1], split)
 
 
 def test_a_split_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = _split(tmp_path / "split.json", ["brain/sub-01.nii.gz"], [["brain/sub-01.nii.gz"]])
-    with pytest.raises(UserError, match="sub-01: set aside and in a fold"):
+    with pytest.raises(UserError, match=r"the subject of sub-01\.nii\.gz stands in two parts"):
         read_split(path, Region.BRAIN)
-    with pytest.raises(UserError, match="no valid split of abdom"):
+    with pytest.raises(UserError, match="holds no split for abdom"):
         read_split(path, Region.ABDOM)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="holds no split for brain"):
         read_split(tmp_path / "absent.json", Region.BRAIN)
 
 
@@ -206,10 +229,11 @@ def test_nothing_set_aside_in_the_folder(scans: Path, tmp_path: Path) -> None:
 def test_the_real_split_keeps_judging_and_training_apart(data: Path, region: Region) -> None:
     split = read_split(data / "split.json", region)
     scans = find_scans(data / region)
-    chosen = {scan_name(path) for path in judge_scans(scans, split, "set_aside")}
-    assert chosen == {scan_name(path) for path in split.set_aside}
-    assert not chosen & split.trained_on
-    assert chosen | split.trained_on == {scan_name(path) for path in scans}
+    chosen = judge_scans(scans, split, "set_aside")
+    trained = training_scans(scans, split)
+    assert {path.name for path in chosen} == set(split.set_aside)
+    assert not {subject_of(path.name) for path in chosen} & {subject_of(path.name) for path in trained}
+    assert sorted(chosen + trained) == scans
     with pytest.raises(UserError, match="in a fold"):
         judge_scans(scans, split, None)
 

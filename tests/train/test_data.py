@@ -15,8 +15,8 @@ from mood_infer.preparation import prepare
 from mood_infer.volume import read_volume
 from mood_train.augment import Augmentation
 from mood_train.config import load_preset
-from mood_train.data import cut, data_digest, list_scans, load_scans, subject_of
-from mood_train.folds import make_split, read_split, write_split
+from mood_train.data import cut, data_digest, list_scans, load_scans
+from mood_train.folds import make_split, read_split, subject_of, write_split
 
 SHARED_SPLIT = Path(__file__).parents[2] / "../shared/data/split.json"
 

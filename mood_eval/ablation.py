@@ -1,0 +1,299 @@
+"""The paper's ablations (tables 2 and 3, figure 6): trains networks that differ in one thing and judges them.
+
+One TOML file names the rows. Each row is trained in ``OUT/runs``, exported to ``OUT/weights`` and
+judged, and its numbers go to ``OUT/rows``; what is there is not done again, so the same command goes on where
+it was cut off.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from mood_eval.average_precision import average_precision, merge
+from mood_eval.baselines import BASELINES, Baselines
+from mood_eval.members import Remembering
+from mood_eval.split import training_scans
+from mood_eval.summary import Judged, Summary, summarise
+from mood_eval.table import Score, judge_cases
+from mood_eval.validation_set import Case, Index, Recipe
+from mood_infer.challenge import Region
+from mood_infer.errors import UserError
+from mood_infer.predictor import Device
+from mood_infer.volume import write_atomically
+from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from mood_train.config import AnomalyConfig, Edges, RunConfig, load_preset, parse_toml
+from mood_train.export import export_member
+from mood_train.run import Material, Means, is_finished, train
+
+SMOOTH = "_smooth"  # how the names of the types with smoothed edges end
+Stop = Callable[[], bool]
+RowName = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]*$")]
+
+
+class StoppedError(Exception):
+    """The work was left off because it was asked to; the same command goes on."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(_Section):
+    """One row: a network of its own, the mean of other rows' networks, or a baseline that is not trained.
+
+    Attributes:
+        edges: of the anomalies a network of its own is trained on.
+        anomalies: settings of :class:`AnomalyConfig` in place of the ablation's and the preset's.
+        mean_of: rows whose maps are averaged.
+        baseline: one of :data:`mood_eval.baselines.BASELINES`.
+        overlap: of the windows at inference, in place of the weights'.
+    """
+
+    edges: Edges | None = None
+    anomalies: dict[str, Any] = {}
+    mean_of: tuple[str, ...] = ()
+    baseline: str | None = None
+    overlap: float | None = Field(default=None, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Row":
+        if [self.edges is None, not self.mean_of, self.baseline is None].count(False) != 1:
+            raise ValueError("give one of edges, mean_of and baseline")
+        if self.anomalies and self.edges is None:
+            raise ValueError("anomalies belong to a row with edges")
+        if self.baseline is not None and self.baseline not in BASELINES:
+            raise ValueError(f"there is no baseline {self.baseline}; choose among {', '.join(BASELINES)}")
+        if self.baseline is not None and self.overlap is not None:
+            raise ValueError("a baseline has no windows to overlap")
+        return self
+
+
+class Plan(_Section):
+    """What the TOML file holds.
+
+    Attributes:
+        preset: of the training, by name or path.
+        steps: of every training.
+        seed: of every training and of the cases.
+        fold: left out of every training.
+        anomalies: settings of :class:`AnomalyConfig` for all rows in place of the preset's.
+        rows: by name, in the order of the table.
+    """
+
+    preset: str
+    steps: int = Field(default=1200, gt=0)
+    seed: int = 0
+    fold: int = Field(default=0, ge=0)
+    anomalies: dict[str, Any] = {}
+    rows: dict[RowName, Row] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Plan":
+        for name, row in self.rows.items():
+            for part in row.mean_of:
+                if part not in self.rows or self.rows[part].edges is None:
+                    raise ValueError(f"{name}: {part} is no row with edges, so it has no network to average")
+        return self
+
+
+class RowResult(_Section):
+    """The numbers of a row.
+
+    Attributes:
+        made_from: digest of all settings and scans that decide them.
+        unsmoothed_ap: pixel AP of the healthy cases and those of the paper's types without smoothed edges.
+        summary: all other numbers.
+    """
+
+    made_from: str
+    unsmoothed_ap: float | None
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows are trained and judged on.
+
+    Attributes:
+        material: the scans that train.
+        judged: normal scans of no subject that trains.
+        recipe: the cases to make of them.
+        out: folder of the ablation.
+        device: where the networks run when they are judged.
+    """
+
+    material: Material
+    judged: Sequence[Path]
+    recipe: Recipe
+    out: Path
+    device: Device = "auto"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read the TOML file of an ablation.
+
+    Raises:
+        UserError: it cannot be read, or a field is wrong; the text names it.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read; give the TOML file of an ablation.") from error
+    return parse_toml(text, str(path), Plan)
+
+
+def run_configs(plan: Plan, region: Region) -> dict[str, RunConfig]:
+    """The training of each row that has one.
+
+    Raises:
+        UserError: there is no such preset, or a row's settings are wrong.
+    """
+    preset = load_preset(plan.preset)
+    configs = {}
+    for name, row in plan.rows.items():
+        if row.edges is None:
+            continue
+        settings = preset.anomalies.model_dump() | plan.anomalies | row.anomalies
+        try:
+            anomalies = AnomalyConfig.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "anomalies"
+            raise UserError(f"row {name}: {field}: {first['msg']}; mend the ablation's file.") from error
+        own = preset.model_copy(update={"name": name, "anomalies": anomalies})
+        config = RunConfig(preset=own, region=region, edges=row.edges, fold=plan.fold, seed=plan.seed)
+        configs[name] = config.with_optimiser(steps=plan.steps)
+    return configs
+
+
+def run_ablation(
+    plan: Plan,
+    bench: Bench,
+    stop: Stop,
+    report: Callable[[str], None],
+    done: Callable[[dict[str, RowResult]], None],
+) -> None:
+    """Train and judge the rows that have no numbers yet, one after another.
+
+    Args:
+        plan: the rows.
+        bench: what they are trained and judged on.
+        stop: asked before each step and each case whether to leave off.
+        report: is told one line a training and a case.
+        done: is given the results so far whenever there is one more, in the order of the plan.
+
+    Raises:
+        UserError: something does not fit, or numbers there were made from other settings or scans.
+        StoppedError: it was asked to leave off.
+    """
+    configs = run_configs(plan, bench.recipe.region)
+    results: dict[str, RowResult] = {}
+    for name, row in plan.rows.items():
+        path = bench.out / "rows" / f"{name}.json"
+        made_from = _digest(plan, row, [configs[part] for part in _networks(name, row)], bench)
+        if path.exists():
+            results[name] = _read_result(path, made_from)
+        else:
+            score = _scorer(name, row, configs, plan, bench, stop, report)
+            results[name] = _judge(name, made_from, score, bench, stop, report)
+            _write_result(path, results[name])
+        done(results)
+
+
+def _networks(name: str, row: Row) -> tuple[str, ...]:
+    """The rows whose networks make the map of a row."""
+    return (name,) if row.edges is not None else row.mean_of
+
+
+def _digest(plan: Plan, row: Row, configs: Sequence[RunConfig], bench: Bench) -> str:
+    recipe = bench.recipe
+    content = {
+        "networks": [config.model_dump(mode="json") for config in configs],
+        "row": row.model_dump(mode="json", exclude={"anomalies"}),
+        "cases": [recipe.region, recipe.seed, recipe.counts, recipe.spacing],
+        "judged": [path.name for path in bench.judged],
+        "trained": sorted(bench.material.split.training(plan.fold)),
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _read_result(path: Path, made_from: str) -> RowResult:
+    try:
+        result = RowResult.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{path}: cannot be read; remove it, and the row is judged again.") from error
+    if result.made_from != made_from:
+        raise UserError(f"{path}: made from other settings or scans; give another --out, or remove it.")
+    return result
+
+
+def _write_result(path: Path, result: RowResult) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = result.model_dump_json(indent=1) + "\n"
+    write_atomically(path, lambda file: file.write_text(text))
+
+
+def _judge(
+    name: str, made_from: str, score: Score, bench: Bench, stop: Stop, report: Callable[[str], None]
+) -> RowResult:
+    def before(case: Case, at: int, of: int) -> None:
+        if stop():
+            raise StoppedError
+        report(f"{name}: {at}/{of} {case.kind} in {case.source}")
+
+    index, judged = judge_cases(bench.judged, bench.recipe, score, before, objects=False)
+    own = judged[name]
+    return RowResult(
+        made_from=made_from, unsmoothed_ap=unsmoothed_ap(own, index), summary=summarise(own, index)
+    )
+
+
+def unsmoothed_ap(judged: Sequence[Judged], index: Index) -> float | None:
+    """Pixel AP of the healthy cases and the paper's five types without smoothed edges (paper, table 2).
+
+    None where there are no such anomalies.
+    """
+    kinds = {case.name: case.kind for case in index.cases if case.family != "unseen"}
+    sharp = [one for one in judged if not kinds.get(one.name, SMOOTH).endswith(SMOOTH)]
+    if not any(one.anomalous for one in sharp):
+        return None
+    return average_precision(merge(one.pixels for one in sharp if one.pixels is not None))
+
+
+def _scorer(
+    name: str,
+    row: Row,
+    configs: dict[str, RunConfig],
+    plan: Plan,
+    bench: Bench,
+    stop: Stop,
+    report: Callable[[str], None],
+) -> Score:
+    """What makes the maps of a row; networks that it needs and that are not there are trained first."""
+    region = bench.recipe.region
+    if row.baseline is not None:
+        baseline, material = row.baseline, bench.material
+        scans = training_scans(material.paths, material.split, plan.fold)
+        fitted = Baselines.fit(scans, region, [baseline])
+        return lambda made: {name: fitted.score(made)[baseline]}
+    files = [_train(part, configs[part], bench, stop, report).name for part in _networks(name, row)]
+    predictor = Remembering.load(region, bench.out / "weights", bench.device, files)
+    if row.overlap is not None:
+        predictor.use_overlap(row.overlap)
+    return lambda made: {name: predictor.score_case(made)}
+
+
+def _train(name: str, config: RunConfig, bench: Bench, stop: Stop, report: Callable[[str], None]) -> Path:
+    """Train a row's network to the end, or go on with it, and export it; nothing is trained twice."""
+    run = bench.out / "runs" / name
+    checkpoint = run / CHECKPOINT_NAME
+    if not (is_finished(run) and read_checkpoint(checkpoint).config == config.model_dump_json()):
+        report(f"{name}: training")
+        if not train(config, bench.material, run, None, stop, Means()).finished:
+            raise StoppedError
+    return export_member(checkpoint, bench.out / "weights", "ablation", "unknown")

@@ -1,0 +1,124 @@
+"""Several methods on the same cases, which are made, scored and forgotten one at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from mood_eval.average_precision import ScoreCounts
+from mood_eval.objects import find_objects
+from mood_eval.summary import Judged, Summary
+from mood_eval.validation_set import Case, Index, Made, Recipe, make_cases, plan_cases
+from mood_infer.grid import Grid, resample
+from mood_infer.preparation import scan_grid
+from mood_infer.volume import Array3D
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a method says of one case.
+
+    Attributes:
+        working: (X, Y, Z) float32 in [0,1] on the working grid.
+        grid: the working grid.
+        sample: score of the whole case in [0,1].
+    """
+
+    working: Array3D
+    grid: Grid
+    sample: float
+
+
+Score = Callable[[Made], Mapping[str, Scored]]  # a case to the name of each row and what it says
+Report = Callable[[Case, int, int], None]
+
+
+class ScoreTable(BaseModel):
+    """The numbers of several methods on the same cases.
+
+    Attributes:
+        index: the cases.
+        rows: name of the method to its numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    index: Index
+    rows: dict[str, Summary]
+
+    def markdown(self) -> str:
+        """One row a method: pixel AP over all cases, by type, and sample AP; then the unseen family's.
+
+        Where both families were judged, the columns after the sample AP are of the unseen one.
+        """
+        columns = {name: _columns(summary) for name, summary in self.rows.items()}
+        head = list(next(iter(columns.values())))
+        return markdown_table(head, {name: list(values.values()) for name, values in columns.items()})
+
+
+def _columns(summary: Summary) -> dict[str, float | None]:
+    types = {kind.replace("_", " "): value for kind, value in summary.per_type.items()}
+    columns = {"pixel AP": summary.pixel_ap, **types, "sample AP": summary.sample_ap}
+    if summary.unseen is not None:
+        unseen = _columns(Summary(**dict(summary.unseen)))
+        columns |= {f"unseen: {name}": value for name, value in unseen.items()}
+    return columns
+
+
+def markdown_table(head: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:
+    """A table in Markdown: a name and numbers to three digits a row."""
+    lines = [_row(["", *head]), _row(["---"] * (len(head) + 1))]
+    for name, values in rows.items():
+        lines.append(_row([name, *("-" if value is None else f"{value:.3f}" for value in values)]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def judge_cases(
+    scans: Sequence[Path], recipe: Recipe, score: Score, report: Report | None = None, objects: bool = True
+) -> tuple[Index, dict[str, list[Judged]]]:
+    """Make all cases of a recipe and score each of them.
+
+    Args:
+        scans: normal scans that no method was fitted on.
+        recipe: the cases to make.
+        score: the methods; the cases of one scan come one after the other.
+        report: called before each case with the case, its position from 1, and the number of cases.
+        objects: also match objects, which takes a second or more a case and row.
+
+    Raises:
+        UserError: a scan cannot be used.
+    """
+    plan = plan_cases(list(scans), recipe)
+    judged: dict[str, list[Judged]] = {}
+    cases: list[Case] = []
+    for source in scans:
+        own = [case for path, case in plan if path == source]
+        for made in make_cases(source, own, recipe):
+            cases.append(made.case)
+            if report is not None:
+                report(made.case, len(cases), len(plan))
+            for name, scored in score(made).items():
+                judged.setdefault(name, []).append(_judge(made, name, scored, objects))
+    index = Index(
+        region=recipe.region,
+        seed=recipe.seed,
+        spacing=recipe.spacing,
+        intensity=recipe.intensity,
+        healthy_repeats=recipe.repeat_healthy,
+        cases=tuple(sorted(cases, key=lambda case: case.name)),
+    )
+    return index, judged
+
+
+def _judge(made: Made, name: str, scored: Scored, objects: bool) -> Judged:
+    own = scan_grid(made.image)
+    scores = np.clip(resample(scored.working, scored.grid, own), 0, 1)
+    counts = ScoreCounts.of(scores, made.label, f"{made.case.name}, {name}")
+    voxel_ml = float(np.prod(own.spacing)) / 1000
+    found = find_objects(scores, made.label, voxel_ml) if objects else None
+    return Judged(made.case.name, bool(made.label.any()), counts, scored.sample, found)
