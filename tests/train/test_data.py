@@ -53,7 +53,7 @@ def test_cut_is_numpys_pad_and_slice(
 
 
 def test_scans_are_cached_once_on_the_regions_grid(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a1.nii.gz", _ct(), spacing=1.0)
+    path = _write(tmp_path / "a1.nii.gz", _ct(), spacing=2.0)
     place = load_preset("compact").regions[Region.ABDOM]
     (scan,) = load_scans([path], place, tmp_path / "cache")
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
@@ -61,7 +61,7 @@ def test_scans_are_cached_once_on_the_regions_grid(tmp_path: Path) -> None:
     assert stamps == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     assert np.array_equal(scan.image, again.image)
     prepared, _ = prepare(read_volume(path), place.intensity, place.spacing)
-    assert prepared.shape == (13, 13, 7)  # 23 mm and 11 mm between the outermost centres, at 2 mm
+    assert prepared.shape == (17, 17, 9)  # 46 mm and 22 mm between the outermost centres, at 3 mm
     filled = np.argwhere(prepared > 0)
     box = tuple(slice(a, b + 1) for a, b in zip(filled.min(0), filled.max(0), strict=True))
     assert np.array_equal(scan.image, prepared[box].astype(np.float16))
