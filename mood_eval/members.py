@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from mood_eval.average_precision import ScoreCounts
 from mood_eval.objects import find_objects
@@ -106,17 +106,17 @@ def evaluate_members(
 
 
 class _Remembering(Predictor):
-    """A predictor that knows the windows it has seen: the cases of one scan share most of theirs."""
+    """One member that knows the windows it has seen: the cases of one scan share most of theirs."""
 
     def forget(self) -> None:
         """Start anew, with another scan."""
         self._known: dict[bytes, Tensor] = {}
 
-    def _score(self, windows: Tensor) -> Tensor:
+    def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
         keys = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]
         new = [number for number, key in enumerate(keys) if key not in self._known]
         if new:
-            fresh = super()._score(windows[new])
+            fresh = super()._score(network, windows[new])
             self._known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
         return torch.stack([self._known[key] for key in keys])
 

@@ -3,13 +3,22 @@
 import math
 
 import numpy as np
+import torch
+from torch.nn import functional
 
+from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.grid import Grid, resample, working_grid
 from mood_infer.intensity import CurveRule, MedianRule, UnitRule, to_unit
 from mood_infer.volume import Array3D, Volume
 
 MOST_VOXELS = 10**9  # of a working grid: a whole body at 1 mm has half of that
+Box = tuple[slice, slice, slice]
+
+BLOCK = 4  # voxels; the body is looked for in means over cubes of this side, so a stray voxel counts little
+# What a cube must have above the darkest voxel to be body. A skull-stripped brain lies in exact 0: any tissue
+# does. Air of a CT is noisy: 0.05 is -730 HU by the default curve, where skin and fat begin at 0.2.
+BODY_ABOVE = {Region.BRAIN: 1e-6, Region.ABDOM: 0.05}
 
 
 def scan_grid(volume: Volume) -> Grid:
@@ -39,3 +48,31 @@ def prepare(volume: Volume, rule: MedianRule | CurveRule | UnitRule, spacing: fl
         raise UserError(f"it measures {text} mm by its header; correct the spacing or crop it.")
     array = resample(to_unit(volume.array, rule), own, working)
     return np.clip(array, 0, 1), working
+
+
+def body_box(image: Array3D, region: Region, margin: int) -> Box:
+    """The part of a scan that is worth a look: the bounding box of all that is not background, and a margin.
+
+    Whatever is in doubt, like a table or noise above the threshold, makes the box larger, never smaller.
+
+    Args:
+        image: (X, Y, Z) float32 in [0,1] on the working grid.
+        region: what the scan shows.
+        margin: kept on every side of the box, in voxels, as far as the scan goes.
+
+    Returns:
+        The box; the whole scan where all of it is background.
+    """
+    block = [min(BLOCK, n) for n in image.shape]
+    means = functional.avg_pool3d(torch.from_numpy(image)[None], block, ceil_mode=True)[0].numpy()
+    # a scan whose tissue is all dark, because metal was scaled to 1, keeps it
+    dark = image.min()
+    body = means > dark + min(BODY_ABOVE[region], float(means.mean() - dark) / 4)
+    if not body.any():
+        return slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2])
+    sides = []
+    for axis, length in enumerate(image.shape):
+        filled = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
+        low, high = block[axis] * int(filled[0]), block[axis] * (int(filled[-1]) + 1)
+        sides.append(slice(max(0, low - margin), min(length, high + margin)))
+    return sides[0], sides[1], sides[2]

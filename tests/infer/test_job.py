@@ -255,4 +255,5 @@ def test_the_watcher_sees_everything(
 
     scan = make_scan(tmp_path / "a.nii", (40, 20, 20))
     Job(predictor, Mode.SAMPLE, output).run([scan], Recorder())
-    assert seen == [("begins", "a.nii", 0, 1), (1, 2), (2, 2), ("ends", State.DONE)]
+    windows = [(n, 4) for n in range(1, 5)]  # two for each of two members
+    assert seen == [("begins", "a.nii", 0, 1), *windows, ("ends", State.DONE)]
