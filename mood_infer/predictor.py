@@ -103,6 +103,8 @@ class Predictor:
         self._time_limit = time_limit
         self._clock = clock
         self._device = device
+        batch = max(1, CUDA_BATCH_VOXELS // manifest.window**3) if device.type == "cuda" else 1
+        self._room = Room(device, device, batch)
         self._reduced = _reduced_precision(device) if precision == "auto" else None
         # channels last is the layout in which the convolutions are fast, on both kinds of device
         layout = torch.channels_last_3d
@@ -193,8 +195,7 @@ class Predictor:
         image, grid = prepare(volume, manifest.intensity, manifest.spacing)
         box = body_box(image, manifest.region, round(MARGIN * manifest.window))
         body, air = torch.from_numpy(image[box]), float(image.min())
-        batch = max(1, CUDA_BATCH_VOXELS // manifest.window**3) if self._device.type == "cuda" else 1
-        memory = Memory(Room(self._device, self._device, batch))
+        memory = Memory(self._room)
         with torch.inference_mode():
             overlap, end = self._overlap, math.inf
             if self._time_limit is not None:

@@ -16,9 +16,9 @@ MOST_VOXELS = 10**9  # of a working grid: a whole body at 1 mm has half of that
 Box = tuple[slice, slice, slice]
 
 BLOCK = 4  # voxels; the body is looked for in means over cubes of this side, so a stray voxel counts little
-# What a cube must have above the darkest voxel to be body. A skull-stripped brain lies in exact 0: any tissue
-# does. Air of a CT is noisy: 0.05 is -730 HU by the default curve, where skin and fat begin at 0.2.
-BODY_ABOVE = {Region.BRAIN: 1e-6, Region.ABDOM: 0.05}
+NOT_ZERO = 1e-6  # more than rounding; a skull-stripped brain lies in exact 0, so whatever is more is tissue
+# Air of a CT is noisy. By the default curve this is -730 HU; fat and skin are at 0.2 and more.
+CT_AIR = 0.05
 
 
 def scan_grid(volume: Volume) -> Grid:
@@ -65,9 +65,12 @@ def body_box(image: Array3D, region: Region, margin: int) -> Box:
     """
     block = [min(BLOCK, n) for n in image.shape]
     means = functional.avg_pool3d(torch.from_numpy(image)[None], block, ceil_mode=True)[0].numpy()
-    # a scan whose tissue is all dark, because metal was scaled to 1, keeps it
-    dark = image.min()
-    body = means > dark + min(BODY_ABOVE[region], float(means.mean() - dark) / 4)
+    means -= image.min()
+    level = NOT_ZERO
+    if region is Region.ABDOM:
+        # tissue may be darker than it should, where metal was scaled to 1: then a share of it is the limit
+        level = min(CT_AIR, max(NOT_ZERO, float(np.quantile(means, 0.95)) / 4))
+    body = means > level
     if not body.any():
         return slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2])
     sides = []
