@@ -28,7 +28,7 @@ class Room:
         cpu = torch.device("cpu")
         if self.batch > 1:
             batch = self.batch // 2
-            return replace(self, batch=batch), f"{batch} windows at once were used"
+            return replace(self, batch=batch), f"batches of {batch} were used"
         if self.keep != cpu:
             return replace(self, keep=cpu), "the map was kept in the computer's own memory"
         if self.compute != cpu:

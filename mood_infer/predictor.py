@@ -1,5 +1,8 @@
 """Load an ensemble once, score many scans: the Python interface of the package.
 
+Cost is bounded: windows stand over the body only, memory does not grow with the number of members, a scan may
+have a time limit, and a GPU that is too small costs time, not the result.
+
 >>> predictor = Predictor.load(Region.BRAIN)
 >>> anomalies = predictor.predict(read_volume(Path("case.nii.gz")))
 >>> anomalies.scores.shape, anomalies.sample_score
@@ -37,9 +40,9 @@ Clock = Callable[[], float]
 
 MARGIN = 0.25  # of the window, kept around the body
 FAST_OVERLAP = 0.125  # of each member's own windows, which stand where no other member's do
-# Shares of a step by which each member's windows move on against the one before, along x, y and z: powers of
-# 1/1.2207, the root of x^4 = x + 1, whose multiples fill a cube evenly however many there are.
-STAGGER = (0.8191725, 0.6710436, 0.5497005)
+# Shares of a step by which each member's windows move on against the one before, along x, y and z: the
+# fractions of the golden ratio, of root 2 and of root 3, whose multiples spread evenly, few or many.
+STAGGER = (0.6180340, 0.4142136, 0.7320508)
 WIDENED = (1, 0.75, 0.5, 0.25, 0)  # shares of the overlap: the first is taken for which there is time
 CUDA_BATCH_VOXELS = 2**22  # 16 windows of 64^3 at once, one of 160^3
 THICK = 3.0  # voxels longer than this many working voxels deserve a warning
