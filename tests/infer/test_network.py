@@ -22,3 +22,12 @@ def test_folded_norms_give_the_same_logits() -> None:
     folded = fold_norms(network)
     assert not any(isinstance(module, nn.BatchNorm3d) for module in folded.modules())
     torch.testing.assert_close(window_logits(folded, windows), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_window_logits_are_what_the_network_returns() -> None:
+    torch.manual_seed(1)
+    network = build_network(WIDTHS).eval().requires_grad_(False)
+    windows = torch.rand(2, 1, 32, 32, 32)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        logits = window_logits(network, windows.to(memory_format=layout))
+        torch.testing.assert_close(logits, network(windows), atol=1e-5, rtol=1e-5)
