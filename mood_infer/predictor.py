@@ -236,7 +236,7 @@ class Predictor:
             now = self._clock()
             if now + (now - started) > end:
                 break
-        return total.div_(used).clamp_(0, 1), outside / used, used
+        return total.div_(used).clamp_(0, 1), min(outside / used, 1.0), used
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
