@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mood_eval.summary import summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases
@@ -73,20 +73,21 @@ class Remembering(Predictor):
 
     def use_overlap(self, overlap: float) -> None:
         """Let neighbouring windows share another part of their side, in [0,1), than the weights ask for."""
-        self._manifest = self._manifest.model_copy(update={"overlap": overlap})
+        self._overlap = overlap
 
     def score_case(self, made: Made) -> Scored:
         """Score a case; quick where it comes right after another one of the same scan."""
         if made.case.source != self._source:
             self._source = made.case.source
-            self._known: dict[bytes, Tensor] = {}
+            self._known: dict[tuple[int, bytes], Tensor] = {}
         result = self.predict(made.image)
         return Scored(result.working, result.grid, result.sample_score)
 
-    def _score(self, windows: Tensor) -> Tensor:
-        keys = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]
+    def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
+        digests = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]
+        keys = [(id(network), digest) for digest in digests]
         new = [number for number, key in enumerate(keys) if key not in self._known]
         if new:
-            fresh = super()._score(windows[new])
+            fresh = super()._score(network, windows[new])
             self._known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
         return torch.stack([self._known[key] for key in keys])

@@ -44,6 +44,13 @@ class DeviceName(StrEnum):
     CUDA = "cuda"
 
 
+class SpeedName(StrEnum):
+    """How close the windows stand."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
 def main() -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _on_signal)
@@ -87,6 +94,18 @@ def predict(
         bool, typer.Option("--overwrite", help="Redo results that are whole and of the same weights.")
     ] = False,
     device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
+    speed: Annotated[
+        SpeedName,
+        typer.Option(help="exact: as published. fast: fewer windows, other ones for each network."),
+    ] = SpeedName.EXACT,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="For each scan, reading and writing not counted: use as many networks as there is time for.",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     report: Annotated[
         Path | None,
@@ -113,10 +132,11 @@ def predict(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    predictor = Predictor.load(region, weights, device.value)
+    predictor = Predictor.load(region, weights, device.value, speed=speed.value, time_limit=time_limit)
     pages = None
     if report is not None:
         settings = {"input": source, "output": output, "region": region, "mode": mode, "overwrite": overwrite}
+        settings |= {"speed": speed, "time_limit": time_limit}
         pages = Report(report, {name: str(value) for name, value in settings.items()}).open()
     job = Job(predictor, mode, output, overwrite, pages)
     with Log(console) as log:

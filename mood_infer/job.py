@@ -40,6 +40,7 @@ class Outcome:
         sample_score: in [0,1], of a scan done now.
         error: one sentence, of a scan that failed.
         warnings: one sentence each.
+        members: files of the networks that scored it, of a scan done now.
     """
 
     scan: Path
@@ -48,6 +49,7 @@ class Outcome:
     sample_score: float | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
 
 
 class Watcher:
@@ -128,7 +130,8 @@ class Job:
             )
         else:
             seconds = time.perf_counter() - begin
-            return Outcome(scan, State.DONE, seconds, anomalies.sample_score, warnings=warnings)
+            score, members = anomalies.sample_score, anomalies.members
+            return Outcome(scan, State.DONE, seconds, score, warnings=warnings, members=members)
         return Outcome(scan, State.FAILED, time.perf_counter() - begin, error=text)
 
     def _is_done(self, scan: Path, target: Path) -> bool:
@@ -142,11 +145,13 @@ class Job:
             return False
 
     def _write(self, target: Path, volume: Volume, anomalies: AnomalyMap) -> None:
+        # a later run does not take what the time limit cut short for whole
+        made_by = self.description + ("" if anomalies.complete else " incomplete")
         with _naming(target):
             if self.mode is Mode.PIXEL:
-                write_map(target, anomalies.scores, volume, self.description)
+                write_map(target, anomalies.scores, volume, made_by)
             else:
-                text = f"{anomalies.sample_score:.9g}\n{self.description}\n"
+                text = f"{anomalies.sample_score:.9g}\n{made_by}\n"
                 write_atomically(target, lambda partial: _write_text(partial, text))
 
     def _picture(self, scan: Path, anomalies: AnomalyMap) -> tuple[str, ...]:

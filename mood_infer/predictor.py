@@ -1,15 +1,19 @@
 """Load an ensemble once, score many scans: the Python interface of the package.
 
+Cost is bounded: windows stand over the body only, memory does not grow with the number of members, a scan may
+have a time limit, and a GPU that is too small costs time, not the result.
+
 >>> predictor = Predictor.load(Region.BRAIN)
 >>> anomalies = predictor.predict(read_volume(Path("case.nii.gz")))
 >>> anomalies.scores.shape, anomalies.sample_score
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -21,18 +25,27 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
 from mood_infer.intensity import UnitRule
-from mood_infer.network import window_logits
-from mood_infer.preparation import prepare, scan_grid
+from mood_infer.memory import Memory, Room
+from mood_infer.network import fold_norms, window_logits
+from mood_infer.preparation import body_box, prepare, scan_grid
 from mood_infer.scores import sample_score
 from mood_infer.volume import Array3D, Volume
 from mood_infer.weights import Manifest, find_weights, load_member, read_manifest
-from mood_infer.windows import Progress, slide
+from mood_infer.windows import NO_SHIFT, Progress, Score, count_windows, cube_weights, slide
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32"]
+Speed = Literal["exact", "fast"]
+Clock = Callable[[], float]
 
+MARGIN = 0.125  # of the window, kept around the body
+FAST_OVERLAP = 0.125  # of each member's own windows, which stand where no other member's do
+# Shares of a step by which each member's windows move on against the one before, along x, y and z: the
+# fractions of the golden ratio, of root 2 and of root 3, whose multiples spread evenly, few or many.
+STAGGER = (0.6180340, 0.4142136, 0.7320508)
+WIDENED = (1, 0.75, 0.5, 0.25, 0)  # shares of the overlap: the first is taken for which there is time
 CUDA_BATCH_VOXELS = 2**22  # 16 windows of 64^3 at once, one of 160^3
-THICK = 3.0  # voxels longer than this many working voxels deserve a warning
+THICK = 2.0  # voxels longer than this many working voxels deserve a warning
 SMALL_MM = 20.0  # no head or abdomen is this short: the spacing is probably wrong
 
 
@@ -48,6 +61,7 @@ class AnomalyMap:
         members: files of the networks whose scores were averaged.
         seconds: wall time of preparation and prediction.
         warnings: one sentence for each reason to doubt the scores.
+        complete: whether time was enough for every member, with the windows as close as they should be.
     """
 
     working: Array3D
@@ -57,6 +71,7 @@ class AnomalyMap:
     members: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...] = ()
+    complete: bool = True
 
     @cached_property
     def scores(self) -> Array3D:
@@ -78,12 +93,21 @@ class Predictor:
         networks: Sequence[nn.Module],
         device: torch.device,
         precision: Precision = "auto",
+        speed: Speed = "exact",
+        time_limit: float | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
-        """Take networks as :func:`load_member` makes them, one for each member of ``manifest``."""
+        """Take one network in evaluation for each member of ``manifest``; the rest is as in :meth:`load`."""
         if not networks or len(networks) != len(manifest.members):
             raise ValueError(f"{len(networks)} networks for {len(manifest.members)} members")
         self._manifest = manifest
+        self._speed = speed
+        self._overlap = FAST_OVERLAP if speed == "fast" else manifest.overlap
+        self._time_limit = time_limit
+        self._clock = clock
         self._device = device
+        batch = max(1, CUDA_BATCH_VOXELS // manifest.window**3) if device.type == "cuda" else 1
+        self._room = Room(device, device, batch)
         self._reduced = _reduced_precision(device) if precision == "auto" else None
         # channels last is the layout in which the convolutions are fast, on both kinds of device
         layout = torch.channels_last_3d
@@ -97,6 +121,9 @@ class Predictor:
         device: Device = "auto",
         members: Sequence[str] | None = None,
         precision: Precision = "auto",
+        speed: Speed = "exact",
+        time_limit: float | None = None,
+        clock: Clock = time.monotonic,
     ) -> Self:
         """Read a region's networks; every checksum is verified before this returns.
 
@@ -106,6 +133,10 @@ class Predictor:
             device: ``auto`` is CUDA where there is any.
             members: files of the members to use; all by default.
             precision: ``auto`` computes in 16 bits where the device is fast at that.
+            speed: ``exact`` is the paper's: every member looks at the same windows, with the manifest's
+                overlap. ``fast`` staggers them: each member has windows of its own, with less overlap.
+            time_limit: for each scan, in seconds from the call of :meth:`predict`; see there.
+            clock: seconds from any start; it never goes back.
 
         Raises:
             WeightsError: the weights are missing, damaged, for another region, or have no such members.
@@ -124,8 +155,8 @@ class Predictor:
             manifest = manifest.model_copy(update={"members": chosen})
         if not manifest.members:
             raise WeightsError(f"{folder}: the ensemble has no members; train and export at least one.")
-        networks = [load_member(folder, manifest, member) for member in manifest.members]
-        return cls(manifest, networks, where, precision)
+        networks = [fold_norms(load_member(folder, manifest, member)) for member in manifest.members]
+        return cls(manifest, networks, where, precision, speed, time_limit, clock)
 
     @property
     def manifest(self) -> Manifest:
@@ -134,8 +165,8 @@ class Predictor:
 
     @property
     def digest(self) -> str:
-        """12 hex digits for the weights and members in use."""
-        return self._manifest.digest()
+        """12 hex digits for the weights and members in use, and ``-fast`` where they run so."""
+        return self._manifest.digest() + ("-fast" if self._speed == "fast" else "")
 
     @property
     def device(self) -> str:
@@ -150,50 +181,124 @@ class Predictor:
     def predict(self, volume: Volume, progress: Progress | None = None) -> AnomalyMap:
         """Score one scan (paper, sections 3.1.1 and 3.2).
 
+        Windows stand only over the body and a margin; everything beyond has the score of empty background.
+        The members run one after another, each over all its windows, so memory does not grow with their
+        number. With a time limit the next one runs only if the last one's time is still left. Where not
+        even the first would fit, its windows overlap less. There always is a map, even if it comes late.
+
         Args:
             volume: the scan as stored, in any orientation and spacing.
-            progress: called with the number of windows done and of all windows.
+            progress: called with the number of windows done and of all windows of all members.
 
         Raises:
             UserError: the scan is too large for the working grid.
         """
-        begin = time.perf_counter()
+        begin = self._clock()
         manifest = self._manifest
         image, grid = prepare(volume, manifest.intensity, manifest.spacing)
-        batch = max(1, CUDA_BATCH_VOXELS // manifest.window**3) if self._device.type == "cuda" else 1
+        box = body_box(image, manifest.region, round(MARGIN * manifest.window))
+        body, air = torch.from_numpy(image[box]), float(image.min())
+        memory = Memory(self._room)
         with torch.inference_mode():
-            blended = slide(
-                torch.from_numpy(image).to(self._device),
-                manifest.window,
-                manifest.overlap,
-                manifest.sigma,
-                self._score,
-                batch,
-                progress,
+            overlap, end = self._overlap, math.inf
+            if self._time_limit is not None:
+                end = begin + self._time_limit
+                overlap = self._affordable_overlap(body.shape, memory, end)
+            inside, outside, used = self._mean(body, air, overlap, memory, end, progress)
+        working = np.full(image.shape, outside, np.float32)
+        working[box] = inside.numpy()
+        late = self._shortened(overlap, used)
+        warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
+        files = tuple(member.file for member in manifest.members[:used])
+        seconds = self._clock() - begin
+        return AnomalyMap(working, image, grid, scan_grid(volume), files, seconds, warnings, not late)
+
+    def _mean(
+        self,
+        body: Tensor,
+        air: float,
+        overlap: float,
+        memory: Memory,
+        end: float,
+        progress: Progress | None,
+    ) -> tuple[Tensor, float, int]:
+        """The mean map of as many members as there is time for, their mean for ``air``, and their number."""
+        total, outside, used = torch.zeros(body.shape), 0.0, 0
+        sides = (self._manifest.window, overlap)
+        counts = [count_windows(body.shape, *sides, self._shift(n)) for n in range(len(self._networks))]
+        for number in range(len(self._networks)):
+            started = self._clock()
+            tell = partial(_tell, progress, sum(counts[:number]), sum(counts)) if progress else None
+            scores, empty = memory.attempt(partial(self._member, number, body, air, overlap, tell))
+            total += scores
+            outside += empty
+            used += 1
+            now = self._clock()
+            if now + (now - started) > end:
+                break
+        return total.div_(used).clamp_(0, 1), min(outside / used, 1.0), used
+
+    def _member(
+        self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
+    ) -> tuple[Tensor, float]:
+        """One member's blended map of the body, on the CPU, and its score for empty background."""
+        window, sigma = self._manifest.window, self._manifest.sigma
+        score, shift = self._scorer(number, room), self._shift(number)
+        blended = slide(body.to(room.keep), window, overlap, sigma, score, room.batch, progress, shift)
+        empty = score(torch.full((1, 1, window, window, window), air, device=room.keep))[0, 0]
+        weights = cube_weights(window, sigma).to(room.keep)
+        return blended.cpu(), float((empty * weights).sum() / weights.sum())
+
+    def _shift(self, number: int) -> tuple[float, float, float]:
+        if self._speed == "exact":
+            return NO_SHIFT
+        x, y, z = (number * share % 1 for share in STAGGER)
+        return x, y, z
+
+    def _affordable_overlap(self, shape: Sequence[int], memory: Memory, end: float) -> float:
+        """The largest overlap with which the first member is done in time; 0 where none is."""
+        window = self._manifest.window
+        for _ in range(2):  # the first time that anything is computed is slow
+            started = self._clock()
+            memory.attempt(
+                lambda room: self._scorer(0, room)(torch.zeros(room.batch, 1, window, window, window))
             )
-            working = blended.clamp_(0, 1).cpu().numpy()
-        warnings = volume.warnings + self._doubts(volume, grid)
-        files = tuple(member.file for member in manifest.members)
-        seconds = time.perf_counter() - begin
-        return AnomalyMap(working, image, grid, scan_grid(volume), files, seconds, warnings)
+            seconds = (self._clock() - started) / memory.room.batch
+        for share in WIDENED:
+            overlap = share * self._overlap
+            count = count_windows(shape, window, overlap) + 1  # one more for empty background
+            if self._clock() + count * seconds <= end:
+                break
+        return overlap
 
-    def _score(self, windows: Tensor) -> Tensor:
-        """(B, 1, w, w, w) intensities to the members' mean score, float32."""
+    def _scorer(self, number: int, room: Room) -> Score:
+        network = self._networks[number].to(room.compute)
+        return lambda windows: self._score(network, windows.to(room.compute)).to(windows.device)
+
+    def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
+        """(B, 1, w, w, w) intensities to one member's scores, float32."""
         windows = windows.to(memory_format=torch.channels_last_3d)
-        total = torch.zeros_like(windows, dtype=torch.float32)
-        for network in self._networks:
-            with self._autocast():
-                logits = window_logits(network, windows)
-            if not bool(torch.isfinite(logits).all()):  # float16 may overflow; float32 does not
-                logits = window_logits(network, windows)
-            total += torch.sigmoid(logits)
-        return total.div_(len(self._networks)).nan_to_num_(nan=0.0)
+        with self._autocast(windows.device):
+            logits = window_logits(network, windows)
+        if not bool(torch.isfinite(logits).all()):  # float16 may overflow; float32 does not
+            logits = window_logits(network, windows)
+        return torch.sigmoid(logits).nan_to_num_(nan=0.0)
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self._reduced is None:
+    def _autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        if self._reduced is None or device.type != self._device.type:
             return nullcontext()
-        context: AbstractContextManager[None] = torch.autocast(self._device.type, dtype=self._reduced)
+        context: AbstractContextManager[None] = torch.autocast(device.type, dtype=self._reduced)
         return context
+
+    def _shortened(self, overlap: float, used: int) -> tuple[str, ...]:
+        """What the time limit took away, in sentences."""
+        limit, count = f"of the time limit of {self._time_limit or 0:g} s", len(self._networks)
+        lost = []
+        if overlap < self._overlap:
+            lost.append(f"because {limit} windows overlap by {overlap:g}, not {self._overlap:g}")
+        if used < count:
+            lost.append(f"because {limit} only {used} of {count} members were used")
+        return tuple(lost)
 
     def _doubts(self, volume: Volume, grid: Grid) -> tuple[str, ...]:
         doubts = []
@@ -211,6 +316,10 @@ class Predictor:
         if (extent := min(n * spacing for n in grid.shape)) < SMALL_MM:
             doubts.append(f"only {extent:g} mm along one axis: the spacing may be wrong")
         return tuple(doubts)
+
+
+def _tell(progress: Progress, before: int, count: int, done: int, _of: int) -> None:
+    progress(before + done, count)
 
 
 def _device(name: Device) -> torch.device:

@@ -4,7 +4,8 @@ The Gaussian is an outer product of three vectors, one an axis, and the windows 
 lists of starts; so the sum of all weights at a voxel is an outer product too, and is never accumulated.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from itertools import islice, product
 
 import torch
@@ -15,16 +16,25 @@ Score = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
 
 WEIGHT_FLOOR = 1e-3  # of a line of weights whose peak is 1, so that no voxel goes without weight
+NO_SHIFT = (0.0, 0.0, 0.0)
 
 
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """First voxel of each window along an axis of ``length`` >= ``window`` voxels.
+def window_starts(length: int, window: int, overlap: float, shift: float = 0) -> list[int]:
+    """First voxel of each window along an axis of ``length`` voxels; [0] where that is less than a window.
 
-    Neighbours are ``round(window * (1 - overlap))`` voxels apart, at least one; the last window is moved
-    back to end with the axis.
+    Neighbours are at most ``round(window * (1 - overlap))`` voxels apart, at least one; the first window
+    begins and the last one ends with the axis, those between move up by ``shift`` (in [0,1)) of a step.
     """
     step = max(1, round(window * (1 - overlap)))
-    return [*range(0, length - window, step), length - window]
+    last = max(0, length - window)
+    return sorted({0, *range(round(shift * step), last, step), last})
+
+
+def count_windows(
+    shape: Sequence[int], window: int, overlap: float, shift: Sequence[float] = NO_SHIFT
+) -> int:
+    """How many windows :func:`slide` scores in a volume of ``shape``."""
+    return math.prod(len(window_starts(n, window, overlap, s)) for n, s in zip(shape, shift, strict=True))
 
 
 def line_weights(window: int, sigma: float) -> Tensor:
@@ -32,6 +42,12 @@ def line_weights(window: int, sigma: float) -> Tensor:
     offset = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
     exponent = -0.5 * (offset / (sigma * window)) ** 2
     return torch.exp(exponent - exponent.max()).clamp(min=WEIGHT_FLOOR).float()
+
+
+def cube_weights(window: int, sigma: float) -> Tensor:
+    """(window, window, window) outer product of :func:`line_weights`."""
+    line = line_weights(window, sigma)
+    return line[:, None, None] * line[:, None] * line
 
 
 def slide(
@@ -42,6 +58,7 @@ def slide(
     score: Score,
     batch: int = 1,
     progress: Progress | None = None,
+    shift: Sequence[float] = NO_SHIFT,
 ) -> Tensor:
     """Blend the scores of all windows of a volume.
 
@@ -57,20 +74,22 @@ def slide(
         score: from (B, 1, w, w, w) to the same shape; its answer for a window must depend on nothing else.
         batch: windows given to ``score`` at once.
         progress: called with the number of windows done and of all windows.
+        shift: of the inner windows along each axis, in steps; see :func:`window_starts`.
 
     Returns:
         (X, Y, Z) float32 on the device of ``volume``: at each voxel the weighted mean of the scores of the
         windows that cover it.
     """
     padding = [(max(0, window - n) // 2, max(0, window - n) - max(0, window - n) // 2) for n in volume.shape]
-    padded = functional.pad(volume, [n for pair in reversed(padding) for n in pair])
-    starts = [window_starts(n, window, overlap) for n in padded.shape]
+    short = any(n < window for n in volume.shape)
+    padded = functional.pad(volume, [n for pair in reversed(padding) for n in pair]) if short else volume
+    starts = [window_starts(n, window, overlap, s) for n, s in zip(volume.shape, shift, strict=True)]
     line = line_weights(window, sigma).to(padded.device)
-    weights = line[:, None, None] * line[:, None] * line
+    weights = cube_weights(window, sigma).to(padded.device)
     total = torch.zeros_like(padded, dtype=torch.float32)
     memo: dict[float, Tensor] = {}
     corners = product(*starts)
-    done, count = 0, len(starts[0]) * len(starts[1]) * len(starts[2])
+    done, count = 0, math.prod(map(len, starts))
     while places := [tuple(slice(n, n + window) for n in corner) for corner in islice(corners, batch)]:
         scores = _score_windows([padded[place] for place in places], score, memo)
         for place, scored in zip(places, scores, strict=True):

@@ -28,13 +28,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def make_weights() -> WeightsMaker:
-    """A function that writes ``<root>/<region>`` for both regions: two members from a seed."""
+    """A function that writes ``<root>/<region>`` for both regions: members from a seed, two unless told."""
 
-    def make(root: Path, seed: int = 0, **settings: object) -> Path:
+    def make(root: Path, seed: int = 0, count: int = 2, **settings: object) -> Path:
         for region in Region:
             folder = root / region
             folder.mkdir(parents=True)
-            members = tuple(_make_member(folder, seed + number, number) for number in range(2))
+            members = tuple(_make_member(folder, seed + number, number) for number in range(count))
             fields = {
                 "region": region,
                 "network": NetworkConfig(widths=WIDTHS),

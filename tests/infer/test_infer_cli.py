@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,17 @@ def test_a_single_file(run: Run, scans: Path, weights: Path, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii.gz.txt"]
 
 
+def test_speed_and_time_limit_reach_the_record(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
+    hurry = ("--speed", "fast", "--time-limit", 0, "--report", tmp_path / "report")
+    code, text = run("predict", scans, tmp_path / "out", *options(weights), *hurry)
+    assert code == 0
+    assert "a.nii.gz: warning: because of the time limit of 0 s only 1 of 2 members were used" in text
+    record = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert record["settings"]["speed"] == "fast" and record["settings"]["time_limit"] == "0.0"
+    assert record["weights"]["digest"].endswith("-fast")
+    assert [scan["members"] for scan in record["scans"]] == [["member0.safetensors"]] * 2
+
+
 def test_some_failed_is_1(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
     (scans / "bad[1].nii.gz").write_text("no scan")
     code, text = run("predict", scans, tmp_path / "out", *options(weights), "--report", tmp_path / "report")
@@ -101,6 +113,7 @@ def test_usage_errors_are_2(run: Run, scans: Path, weights: Path, tmp_path: Path
             ("predict", scans, tmp_path / "out", *options(weights), "--report", tmp_path / "file"),
             "report folder",
         ),
+        (("predict", scans, tmp_path / "out", *options(weights), "--time-limit", -1), "time-limit"),
         (("dream",), "dream"),
     ]
     for arguments, words in cases:

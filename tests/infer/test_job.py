@@ -255,4 +255,28 @@ def test_the_watcher_sees_everything(
 
     scan = make_scan(tmp_path / "a.nii", (40, 20, 20))
     Job(predictor, Mode.SAMPLE, output).run([scan], Recorder())
-    assert seen == [("begins", "a.nii", 0, 1), (1, 2), (2, 2), ("ends", State.DONE)]
+    windows = [(n, 4) for n in range(1, 5)]  # two for each of two members
+    assert seen == [("begins", "a.nii", 0, 1), *windows, ("ends", State.DONE)]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_the_time_limit_cut_short_is_not_whole(
+    mode: Mode,
+    predictor: Predictor,
+    weights: Path,
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    output: Path,
+) -> None:
+    scans = [make_scan(tmp_path / "a.nii.gz")]
+    hurried = Job(Predictor.load(Region.BRAIN, weights, "cpu", time_limit=0), mode, output)
+    (first,) = hurried.run(scans)
+    assert first.state is State.DONE and first.members == ("member0.safetensors",)
+    assert "because of the time limit of 0 s only 1 of 2 members were used" in first.warnings
+    ample = Job(Predictor.load(Region.BRAIN, weights, "cpu", time_limit=1e6), mode, output)
+    (second,) = ample.run(scans)
+    assert second.state is State.DONE and second.members == ("member0.safetensors", "member1.safetensors")
+    for job in (ample, hurried, Job(predictor, mode, output)):  # a whole one serves all
+        assert [outcome.state for outcome in job.run(scans)] == [State.SKIPPED]
+    fast = Job(Predictor.load(Region.BRAIN, weights, "cpu", speed="fast"), mode, output)
+    assert [outcome.state for outcome in fast.run(scans)] == [State.DONE]

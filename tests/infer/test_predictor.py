@@ -1,18 +1,27 @@
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
-from torch import nn
+from torch import Tensor, nn
 
+from mood_infer import predictor as predictor_module
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
-from mood_infer.predictor import Predictor
+from mood_infer.memory import Room
+from mood_infer.network import window_logits
+from mood_infer.predictor import FAST_OVERLAP, STAGGER, Predictor
 from mood_infer.volume import Volume, read_volume
 from mood_infer.weights import load_member, read_manifest
+from mood_infer.windows import count_windows, cube_weights, slide
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -46,6 +55,51 @@ def test_equals_a_plain_ensemble_in_float32(
     assert result.seconds > 0
     top = np.sort(expected, axis=None)[-100:].mean()
     assert result.sample_score == pytest.approx(top, abs=1e-5)
+
+
+def test_member_by_member_equals_window_by_window(
+    make_weights: Callable[..., Path], scan: Volume, tmp_path: Path
+) -> None:
+    """The other order: each window goes through every network, unfolded, before the next is looked at."""
+    folder = make_weights(tmp_path / "weights", count=4)
+    manifest = read_manifest(folder / "brain")
+    networks = [load_member(folder / "brain", manifest, member) for member in manifest.members]
+
+    def mean_score(windows: Tensor) -> Tensor:
+        return torch.stack([torch.sigmoid(window_logits(network, windows)) for network in networks]).mean(0)
+
+    expected = slide(torch.from_numpy(scan.array), 32, 0.5, 0.125, mean_score).numpy()
+    result = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(scan)
+    np.testing.assert_allclose(result.working, expected, atol=1e-5)
+    assert result.complete and not result.warnings
+
+
+def test_the_crop_changes_nothing_that_the_same_windows_see(weights: Path) -> None:
+    """The windows over this box are some of the uncropped ones; the rest reach 8 voxels into the body."""
+    array = np.zeros((128, 112, 32), np.float32)
+    array[40:88, 40:72] = np.random.default_rng(0).uniform(0.3, 0.7, (48, 32, 32))
+    box = (slice(32, 96), slice(32, 80), slice(0, 32))  # a margin of a quarter of the window
+    seen: list[tuple[int, int]] = []
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32")
+    result = predictor.predict(
+        Volume(array, np.eye(4), nib.Nifti1Header()), lambda done, of: seen.append((done, of))
+    )
+    assert seen[-1] == (12, 12)  # 3 x 2 x 1 for each of two members; uncropped 7 x 6 x 1
+    networks = predictor._networks
+
+    def mean_score(windows: Tensor) -> Tensor:
+        return torch.stack([torch.sigmoid(window_logits(network, windows)) for network in networks]).mean(0)
+
+    expected = slide(torch.from_numpy(array), 32, 0.5, 0.125, mean_score).numpy()
+    inner = (slice(48, 80), slice(48, 64))
+    np.testing.assert_allclose(result.working[inner], expected[inner], atol=1e-5)
+    difference = np.abs(result.working - expected)[box]
+    assert difference.mean() < 0.02 and difference.max() < 0.3
+    outside = np.ones(array.shape, bool)
+    outside[box] = False
+    cube = cube_weights(32, 0.125)
+    empty = float((mean_score(torch.zeros(1, 1, 32, 32, 32))[0, 0] * cube).sum() / cube.sum())
+    np.testing.assert_allclose(result.working[outside], empty, atol=1e-5)
 
 
 def test_reduced_precision_is_close(weights: Path, scan: Volume) -> None:
@@ -141,3 +195,189 @@ def test_a_working_grid_beyond_reason_is_refused_at_once(weights: Path, tmp_path
     )
     with pytest.raises(UserError, match="spacing"):
         Predictor.load(Region.BRAIN, weights, "cpu").predict(read_volume(tmp_path / "s.nii"))
+
+
+def test_fast_with_one_member_is_exact_at_that_overlap(
+    make_weights: Callable[..., Path], scan: Volume, tmp_path: Path
+) -> None:
+    """The first member's windows are not moved: at equal windows there is no difference at all."""
+    folder = make_weights(tmp_path / "weights", count=1, overlap=FAST_OVERLAP)
+    exact = Predictor.load(Region.BRAIN, folder, "cpu")
+    fast = Predictor.load(Region.BRAIN, folder, "cpu", speed="fast")
+    assert np.array_equal(exact.predict(scan).working, fast.predict(scan).working)
+    assert fast.digest == f"{exact.digest}-fast"
+
+
+def test_fast_moves_each_members_windows_by_its_own_share(
+    make_weights: Callable[..., Path], make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_weights(tmp_path / "weights", count=3)
+    scan = read_volume(make_scan(tmp_path / "scan.nii.gz", (70, 50, 28)))
+    predictor = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32", speed="fast")
+    seen: list[tuple[int, int]] = []
+    result = predictor.predict(scan, lambda done, of: seen.append((done, of)))
+    maps, count = [], 0
+    for number, network in enumerate(predictor._networks):
+        shift = [number * share % 1 for share in STAGGER]
+        volume = torch.from_numpy(scan.array)
+        count += count_windows(volume.shape, 32, FAST_OVERLAP, shift)
+
+        def score(windows: Tensor, network: nn.Module = network) -> Tensor:
+            return torch.sigmoid(window_logits(network, windows))
+
+        maps.append(slide(volume, 32, FAST_OVERLAP, 0.125, score, shift=shift))
+    np.testing.assert_allclose(result.working, torch.stack(maps).mean(0).numpy(), atol=1e-5)
+    assert seen[-1] == (count, count)
+
+
+def test_ten_members_stand_apart() -> None:
+    """No two of ten members have windows at the same place along an axis, and they fill the step."""
+    for share in STAGGER:
+        places = sorted(number * share % 1 for number in range(10))
+        gaps = np.diff([*places, 1])
+        assert gaps.min() > 0.03 and gaps.max() < 0.2
+
+
+class Ticks:
+    """A clock that stands until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(Predictor):
+    """Every window takes a second of its clock, and nothing else takes any."""
+
+    def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
+        self._clock.now += len(windows)
+        return super()._score(network, windows)
+
+
+def timed(folder: Path, limit: float | None) -> Timed:
+    load = Timed.load
+    return load(Region.BRAIN, folder, "cpu", precision="float32", time_limit=limit, clock=Ticks())
+
+
+@pytest.fixture(scope="module")
+def ten(make_weights: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_weights(tmp_path_factory.mktemp("ten"), count=10, window=16)
+
+
+@pytest.fixture
+def small(make_scan: Callable[..., Path], tmp_path: Path) -> Volume:
+    return read_volume(make_scan(tmp_path / "small.nii.gz", (25, 18, 14)))
+
+
+# 3 x 2 x 1 windows and one of air for each member, after two windows that show how long one takes
+@pytest.mark.parametrize(
+    ("limit", "used"), [(9, 1), (15.9, 1), (16, 2), (22.9, 2), (23, 3), (71.9, 9), (72, 10), (None, 10)]
+)
+def test_as_many_members_as_there_is_time_for(
+    limit: float | None, used: int, ten: Path, small: Volume
+) -> None:
+    predictor = timed(ten, limit)
+    result = predictor.predict(small)
+    files = [member.file for member in predictor.manifest.members[:used]]
+    assert list(result.members) == files
+    assert result.seconds == 7 * used + (0 if limit is None else 2)
+    assert result.complete == (used == 10)
+    if used < 10:
+        assert (
+            f"because of the time limit of {limit:g} s only {used} of 10 members were used" in result.warnings
+        )
+    alone = Predictor.load(Region.BRAIN, ten, "cpu", files, precision="float32").predict(small)
+    assert np.array_equal(alone.working, result.working)
+
+
+@pytest.mark.parametrize(("limit", "overlap"), [(8.9, 0.375), (7, 0.375), (6.9, 0), (0, 0)])
+def test_wider_steps_where_not_even_one_member_fits(
+    limit: float, overlap: float, ten: Path, small: Volume
+) -> None:
+    result = timed(ten, limit).predict(small)
+    assert result.members == ("member0.safetensors",) and not result.complete
+    assert result.seconds == 2 + 2 * 2 * 1 + 1
+    words = f"because of the time limit of {limit:g} s windows overlap by {overlap:g}, not 0.5"
+    assert words in result.warnings
+    member = timed(ten, None)._networks[0]
+    image = torch.from_numpy(small.array)
+    expected = slide(image, 16, overlap, 0.125, lambda each: torch.sigmoid(window_logits(member, each)))
+    np.testing.assert_allclose(result.working, expected.numpy(), atol=1e-5)
+
+
+def test_preparation_counts_against_the_limit(
+    ten: Path, small: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = timed(ten, 23)
+    prepare = predictor_module.prepare
+
+    def slow(*arguments: Any) -> Any:
+        predictor._clock.now += 7
+        return prepare(*arguments)
+
+    monkeypatch.setattr(predictor_module, "prepare", slow)
+    assert len(predictor.predict(small).members) == 2
+
+
+class Full(Predictor):
+    """Its first few calls find no memory."""
+
+    failures = 0
+
+    def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
+        if self.failures:
+            self.failures -= 1
+            raise torch.OutOfMemoryError("no room")
+        return super()._score(network, windows)
+
+
+STEPS = (
+    "the GPU's memory was too small, so batches of 2 were used",
+    "the GPU's memory was too small, so batches of 1 were used",
+    "the GPU's memory was too small, so the map was kept in the computer's own memory",
+    "the GPU's memory was too small, so the CPU was used",
+)
+
+
+@pytest.mark.parametrize("failures", range(6))
+def test_less_memory_gives_the_same_map(failures: int, weights: Path, scan: Volume) -> None:
+    plain = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32").predict(scan).working
+    predictor = Full.load(Region.BRAIN, weights, "cpu", precision="float32")
+    accelerator = torch.device("cpu", 0)  # another device to torch than "cpu", in the role of a GPU
+    predictor._room, predictor.failures = Room(accelerator, accelerator, 4), failures
+    if failures > len(STEPS):
+        with pytest.raises(torch.OutOfMemoryError):
+            predictor.predict(scan)
+        return
+    result = predictor.predict(scan)
+    assert result.warnings == STEPS[:failures]
+    assert result.complete
+    np.testing.assert_allclose(result.working, plain, atol=1e-6)
+    assert predictor.predict(scan).warnings == ()  # the next scan is tried as usual
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_less_memory_on_a_gpu(failures: int, weights: Path, scan: Volume) -> None:
+    plain = Predictor.load(Region.BRAIN, weights, "cuda", precision="float32").predict(scan).working
+    predictor = Full.load(Region.BRAIN, weights, "cuda", precision="float32")
+    predictor._room, predictor.failures = replace(predictor._room, batch=2), failures
+    result = predictor.predict(scan)
+    assert result.warnings == STEPS[1 : 1 + failures]
+    np.testing.assert_allclose(result.working, plain, atol=5e-3)
+
+
+@pytest.mark.slow
+def test_the_crop_on_the_sample_brain() -> None:
+    """Other places of windows, other scores: by 0.02 in the mean over the brain with the first weights."""
+    volume = read_volume(ROOT / "samples/brain/colin27.nii.gz")
+    predictor = Predictor.load(Region.BRAIN, ROOT / "weights", "cpu", ["compact-fold0-hard.safetensors"])
+    large = Volume(np.pad(volume.array, [(20, 9), (3, 20), (10, 31)]), volume.affine, volume.header)
+    result = predictor.predict(large)
+    score = partial(predictor._score, predictor._networks[0])
+    with torch.inference_mode():
+        plain = slide(torch.from_numpy(result.image), 64, 0.5, 0.125, score).numpy()
+    brain = result.image > 0
+    assert np.abs(result.working - plain)[brain].mean() < 0.04
+    assert np.corrcoef(result.working[brain], plain[brain])[0, 1] > 0.95
