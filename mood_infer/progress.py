@@ -38,7 +38,6 @@ class Log(Watcher):
         self._bar.update(self._task, completed=self._index + windows / of)
 
     def ends(self, outcome: Outcome) -> None:
-        self._bar.update(self._task, completed=self._index + 1)
         self._console.print(describe(outcome))
         for warning in outcome.warnings:
             self._console.print(f"{outcome.scan.name}: warning: {warning}")
