@@ -20,6 +20,7 @@ from mood_infer import __version__
 from mood_infer.challenge import Mode, output_path
 from mood_infer.errors import ScanError, UserError
 from mood_infer.predictor import AnomalyMap, Predictor
+from mood_infer.ranks import Share
 from mood_infer.report import Report
 from mood_infer.volume import (
     PARTIAL_PREFIX,
@@ -81,6 +82,7 @@ class _Passage:
     """A scan on its way through the stages; each fills in what the next one needs and keeps nothing else."""
 
     scan: Path
+    index: int
     target: Path
     state: State | None = None
     seconds: float = 0.0
@@ -133,18 +135,25 @@ class Job:
         """Stands in every output and says what made it; an output with another one is made anew."""
         return f"mood-infer {__version__} {self.predictor.digest}"
 
-    def run(self, scans: Sequence[Path], watcher: Watcher | None = None) -> list[Outcome]:
+    def run(
+        self, scans: Sequence[Path], watcher: Watcher | None = None, share: Share | None = None
+    ) -> list[Outcome]:
         """Score the scans one after another.
 
         While one is scored, one thread reads the next and another writes the one before. So at most three are
         in memory: the voxels of the next, all that scoring takes, and the maps of the last. The watcher is
         called by the caller's thread alone.
 
+        Args:
+            scans: to score.
+            watcher: is told how it goes on.
+            share: which of them other processes do; none by default.
+
         Returns:
-            One outcome a scan, in their order. Whatever goes wrong with a scan is in its outcome.
+            One outcome for each scan done here, in their order; whatever goes wrong with it is in there.
         """
-        watcher = watcher or Watcher()
-        remove_partial_files(self.output)
+        watcher, share = watcher or Watcher(), share or Share()
+        share.once(lambda: remove_partial_files(self.output))
         outcomes: list[Outcome] = []
         reader: _Background | None = None
         writer: _Background | None = None
@@ -161,23 +170,31 @@ class Job:
             settle(wait=False)
             watcher.advances(windows, of)
 
-        def read(scan: Path) -> _Background:
-            return _Background(self._read, _Passage(scan, output_path(scan, self.output, self.mode)))
+        def read_next() -> _Background | None:
+            index = next(order, None)
+            return None if index is None else _Background(self._read, self._passage(scans[index], index))
 
+        order = share.order(scans)
         try:
-            for index, scan in enumerate(scans):
-                watcher.begins(scan, index, len(scans))
-                reader = reader or read(scan)
-                reader.join()
+            reader = read_next()
+            while reader is not None:
                 passage = reader.passage
-                reader = read(scans[index + 1]) if index + 1 < len(scans) else None
-                self._score(passage, advances)
-                settle()
-                writer = _Background(self._write, passage)
+                ours = share.take(passage.scan)
+                if ours:
+                    watcher.begins(passage.scan, passage.index, len(scans))
+                reader.join()
+                reader = read_next()
+                if ours:
+                    self._score(passage, advances)
+                    settle()
+                    writer = _Background(self._write, passage)
             settle()
         finally:
             _stop(reader, writer)
         return outcomes
+
+    def _passage(self, scan: Path, index: int) -> _Passage:
+        return _Passage(scan, index, output_path(scan, self.output, self.mode))
 
     def _read(self, passage: _Passage) -> None:
         with _attempt(passage):
