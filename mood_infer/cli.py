@@ -115,6 +115,7 @@ def predict(
     """Score scans: for each one a map (pixel) or a text file with one number (sample).
 
     One bad file never stops the rest. What is already there, whole and of the same weights, is not redone.
+    Under torchrun the processes share the scans; each prints those it did.
     """
     console = _console()
     scans = find_scans(source)
@@ -128,23 +129,27 @@ def predict(
     from mood_infer.job import Job, State
     from mood_infer.predictor import Predictor
     from mood_infer.progress import Log
+    from mood_infer.ranks import join
     from mood_infer.report import Report
 
     if threads is not None:
         torch.set_num_threads(threads)
+    share = join()
     predictor = Predictor.load(region, weights, device.value, speed=speed.value, time_limit=time_limit)
     pages = None
     if report is not None:
         settings = {"input": source, "output": output, "region": region, "mode": mode, "overwrite": overwrite}
         settings |= {"speed": speed, "time_limit": time_limit}
-        pages = Report(report, {name: str(value) for name, value in settings.items()}).open()
+        texts = {name: str(value) for name, value in settings.items()}
+        pages = Report(report, texts, share.record_name).open()
     job = Job(predictor, mode, output, overwrite, pages)
-    with Log(console) as log:
-        outcomes = job.run(scans, log)
+    with Log(console, bar=share.alone) as log:
+        outcomes = job.run(scans, log, share)
     if pages is not None:
         pages.close(predictor, outcomes)
     counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    share.leave()
     if counts[State.FAILED]:
         raise typer.Exit(EXIT_SOME_FAILED)
 

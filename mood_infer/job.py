@@ -1,13 +1,16 @@
 """A folder of scans in, a folder of maps or scores out; one bad file never stops the rest."""
 
 import contextlib
+import ctypes
 import errno
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,8 +20,19 @@ from mood_infer import __version__
 from mood_infer.challenge import Mode, output_path
 from mood_infer.errors import ScanError, UserError
 from mood_infer.predictor import AnomalyMap, Predictor
+from mood_infer.ranks import Share
 from mood_infer.report import Report
-from mood_infer.volume import PARTIAL_PREFIX, Volume, read_volume, write_atomically, write_map
+from mood_infer.volume import (
+    PARTIAL_PREFIX,
+    Volume,
+    read_to_the_end,
+    read_volume,
+    write_atomically,
+    write_map,
+)
+from mood_infer.windows import Progress
+
+PATIENCE = 3.0  # seconds that a stopped job waits for its threads; it must end within 5
 
 
 class State(StrEnum):
@@ -36,7 +50,7 @@ class Outcome:
     Attributes:
         scan: the input file.
         state: done, skipped (a whole output of these weights was there) or failed.
-        seconds: wall time from reading to writing.
+        seconds: spent on reading, scoring and writing it, without waiting for its neighbours.
         sample_score: in [0,1], of a scan done now.
         error: one sentence, of a scan that failed.
         warnings: one sentence each.
@@ -56,13 +70,57 @@ class Watcher:
     """Is told how a job goes on; this one ignores it."""
 
     def begins(self, scan: Path, index: int, count: int) -> None:
-        """Scan ``index`` of ``count``, from 0, is about to be read."""
+        """Scan ``index`` of ``count``, from 0, is the next to be scored."""
 
     def advances(self, windows: int, of: int) -> None:
         """So many of its windows are done."""
 
     def ends(self, outcome: Outcome) -> None:
-        """The scan is done, skipped or failed."""
+        """The scan is done, skipped or failed; the next one may have begun by then."""
+
+
+@dataclass
+class _Passage:
+    """A scan on its way through the stages; each fills in what the next one needs and keeps nothing else."""
+
+    scan: Path
+    index: int
+    target: Path
+    state: State | None = None
+    seconds: float = 0.0
+    volume: Volume | None = None
+    header: Any = None
+    anomalies: AnomalyMap | None = None
+    sample_score: float | None = None
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+
+    def outcome(self) -> Outcome:
+        if self.state is None:
+            raise RuntimeError(f"{self.scan.name} has not been through all stages")
+        return Outcome(
+            self.scan,
+            self.state,
+            self.seconds,
+            self.sample_score,
+            self.error,
+            self.warnings,
+            self.members,
+        )
+
+
+class _Background(Thread):
+    """Takes a scan through one stage, beside the caller."""
+
+    def __init__(self, stage: Callable[[_Passage], None], passage: _Passage) -> None:
+        super().__init__(target=stage, args=(passage,), daemon=True)
+        self.passage = passage
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(SystemExit):  # see _stop
+            super().run()
 
 
 @dataclass(frozen=True)
@@ -88,51 +146,92 @@ class Job:
         """Stands in every output and says what made it; an output with another one is made anew."""
         return f"mood-infer {__version__} {self.predictor.digest}"
 
-    def run(self, scans: Sequence[Path], watcher: Watcher | None = None) -> list[Outcome]:
+    def run(
+        self, scans: Sequence[Path], watcher: Watcher | None = None, share: Share | None = None
+    ) -> list[Outcome]:
         """Score the scans one after another.
 
+        While one is scored, one thread reads the next and another writes the one before. So at most three are
+        in memory: the voxels of the next, all that scoring takes, and the maps of the last. The watcher is
+        called by the caller's thread alone.
+
+        Args:
+            scans: to score.
+            watcher: is told how it goes on.
+            share: which of them other processes do; none by default.
+
         Returns:
-            One outcome a scan, in their order. Whatever goes wrong with a scan is in its outcome.
+            One outcome for each scan done here, in their order; whatever goes wrong with it is in there.
         """
-        watcher = watcher or Watcher()
-        remove_partial_files(self.output)
-        outcomes = []
-        for index, scan in enumerate(scans):
-            watcher.begins(scan, index, len(scans))
-            outcomes.append(self._attempt(scan, watcher))
-            watcher.ends(outcomes[-1])
+        watcher, share = watcher or Watcher(), share or Share()
+        share.once(lambda: remove_partial_files(self.output))
+        outcomes: list[Outcome] = []
+        reader: _Background | None = None
+        writer: _Background | None = None
+
+        def settle(wait: bool = True) -> None:
+            nonlocal writer
+            if writer is not None and (wait or not writer.is_alive()):
+                writer.join()
+                outcomes.append(writer.passage.outcome())
+                writer = None
+                watcher.ends(outcomes[-1])
+
+        def advances(windows: int, of: int) -> None:
+            settle(wait=False)
+            watcher.advances(windows, of)
+
+        def read_next() -> _Background | None:
+            index = next(order, None)
+            return None if index is None else _Background(self._read, self._passage(scans[index], index))
+
+        order = share.order(scans)
+        try:
+            reader = read_next()
+            while reader is not None:
+                passage = reader.passage
+                ours = share.take(passage.scan)
+                if ours:
+                    watcher.begins(passage.scan, passage.index, len(scans))
+                reader.join()
+                reader = read_next()
+                if ours:
+                    self._score(passage, advances)
+                    settle()
+                    writer = _Background(self._write, passage)
+            settle()
+        finally:
+            _stop(reader, writer)
         return outcomes
 
-    def _attempt(self, scan: Path, watcher: Watcher) -> Outcome:
-        begin = time.perf_counter()
-        target = output_path(scan, self.output, self.mode)
-        try:
-            if not self.overwrite and self._is_done(scan, target):
-                return Outcome(scan, State.SKIPPED, time.perf_counter() - begin)
-            _check_writable(target)
-            volume = read_volume(scan)
-            anomalies = self.predictor.predict(volume, watcher.advances)
-            self._write(target, volume, anomalies)
-            warnings = anomalies.warnings + self._picture(scan, anomalies)
-        except ScanError as error:
-            text = str(error)
-        except UserError as error:
-            text = f"{scan.name}: {error}"
-        except (MemoryError, torch.OutOfMemoryError):
-            text = _out_of_memory(scan)
-        except Exception as error:  # the rest must go on, whatever it was
-            # torch has no kind of its own for host memory
-            memory = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-            text = (
-                _out_of_memory(scan)
-                if memory
-                else f"{scan.name}: {type(error).__name__}: {error}; report this."
-            )
-        else:
-            seconds = time.perf_counter() - begin
-            score, members = anomalies.sample_score, anomalies.members
-            return Outcome(scan, State.DONE, seconds, score, warnings=warnings, members=members)
-        return Outcome(scan, State.FAILED, time.perf_counter() - begin, error=text)
+    def _passage(self, scan: Path, index: int) -> _Passage:
+        return _Passage(scan, index, output_path(scan, self.output, self.mode))
+
+    def _read(self, passage: _Passage) -> None:
+        with _attempt(passage):
+            if not self.overwrite and self._is_done(passage.scan, passage.target):
+                passage.state = State.SKIPPED
+                return
+            _check_writable(passage.target)
+            passage.volume = read_volume(passage.scan)
+
+    def _score(self, passage: _Passage, advances: Progress) -> None:
+        volume, passage.volume = passage.volume, None
+        if volume is not None:
+            with _attempt(passage):
+                passage.anomalies = self.predictor.predict(volume, advances)
+                passage.header = volume.header
+
+    def _write(self, passage: _Passage) -> None:
+        anomalies, passage.anomalies = passage.anomalies, None
+        if anomalies is not None:
+            with _attempt(passage):
+                score = anomalies.sample_score
+                with _naming(passage.target):
+                    self._write_result(passage, anomalies, score)
+                passage.warnings = anomalies.warnings + self._picture(passage.scan, anomalies)
+                passage.sample_score, passage.members = score, anomalies.members
+                passage.state = State.DONE
 
     def _is_done(self, scan: Path, target: Path) -> bool:
         """Whether the output is whole, newer than the scan, and of the same weights and software."""
@@ -144,15 +243,14 @@ class Job:
         except Exception:  # anything odd about either file: the way through prediction says what it is
             return False
 
-    def _write(self, target: Path, volume: Volume, anomalies: AnomalyMap) -> None:
+    def _write_result(self, passage: _Passage, anomalies: AnomalyMap, score: float) -> None:
         # a later run does not take what the time limit cut short for whole
         made_by = self.description + ("" if anomalies.complete else " incomplete")
-        with _naming(target):
-            if self.mode is Mode.PIXEL:
-                write_map(target, anomalies.scores, volume, made_by)
-            else:
-                text = f"{anomalies.sample_score:.9g}\n{made_by}\n"
-                write_atomically(target, lambda partial: _write_text(partial, text))
+        if self.mode is Mode.PIXEL:
+            write_map(passage.target, anomalies.scores, passage.header, made_by)
+        else:
+            text = f"{score:.9g}\n{made_by}\n"
+            write_atomically(passage.target, lambda partial: _write_text(partial, text))
 
     def _picture(self, scan: Path, anomalies: AnomalyMap) -> tuple[str, ...]:
         if self.report is None:
@@ -162,6 +260,41 @@ class Job:
         except OSError as error:
             return (f"no picture was written: {error.strerror or error}",)
         return ()
+
+
+@contextlib.contextmanager
+def _attempt(passage: _Passage) -> Iterator[None]:
+    """Time a stage; whatever goes wrong in it becomes the outcome of its scan, and the rest goes on."""
+    begin = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        passage.state, passage.error = State.FAILED, _sentence(passage.scan, error)
+    passage.seconds += time.perf_counter() - begin
+
+
+def _sentence(scan: Path, error: Exception) -> str:
+    if isinstance(error, ScanError):
+        return str(error)
+    if isinstance(error, UserError):
+        return f"{scan.name}: {error}"
+    # torch has no kind of its own for host memory
+    host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if host or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        remedy = "crop it or use a machine with more memory"
+        return str(ScanError(scan, "there is not enough memory for it", remedy))
+    return f"{scan.name}: {type(error).__name__}: {error}; report this."
+
+
+def _stop(*threads: Thread | None) -> None:
+    """End threads as a signal ends the main one: by an exception, which removes half-written files."""
+    running = [thread for thread in threads if thread is not None and thread.is_alive()]
+    for thread in running:
+        ident = ctypes.c_ulong(thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+    deadline = time.monotonic() + PATIENCE
+    for thread in running:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -181,7 +314,7 @@ def _whole_map(scan: Path, target: Path, description: str) -> bool:
     )
     if not same:
         return False
-    scores = np.asarray(stored.dataobj)  # to its end: a copy that was cut short raises here
+    scores, _ = read_to_the_end(target, type(stored))  # a copy that was cut short raises here
     return bool(scores.min() >= 0 and scores.max() <= 1)  # false for NaN as well
 
 
@@ -214,9 +347,3 @@ def _naming(target: Path) -> Iterator[None]:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text)
-
-
-def _out_of_memory(scan: Path) -> str:
-    return str(
-        ScanError(scan, "there is not enough memory for it", "crop it or use a machine with more memory")
-    )

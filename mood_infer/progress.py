@@ -12,11 +12,13 @@ from mood_infer.job import Outcome, State, Watcher
 class Log(Watcher):
     """Prints each outcome; on a terminal a bar also counts scans, in windows' steps, with the time left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, bar: bool = True) -> None:
         self._console = console
         self._index = 0
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = Progress(
+            *columns, console=console, transient=True, disable=not (bar and console.is_terminal)
+        )
         self._task = self._bar.add_task("", total=1.0)
 
     def __enter__(self) -> "Log":
@@ -38,7 +40,6 @@ class Log(Watcher):
         self._bar.update(self._task, completed=self._index + windows / of)
 
     def ends(self, outcome: Outcome) -> None:
-        self._bar.update(self._task, completed=self._index + 1)
         self._console.print(describe(outcome))
         for warning in outcome.warnings:
             self._console.print(f"{outcome.scan.name}: warning: {warning}")

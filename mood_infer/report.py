@@ -20,7 +20,6 @@ from mood_infer.volume import Array3D, write_atomically
 if TYPE_CHECKING:
     from mood_infer.job import Outcome
 
-RECORD_NAME = "run.json"
 RECORDED_PACKAGES = ("torch", "monai", "nibabel", "numpy", "scipy", "safetensors")
 HEAT = "inferno"
 # name, the axis looked along, and what lies at the left, right, bottom and top of the picture
@@ -104,10 +103,12 @@ class Report:
     Attributes:
         folder: made if it is missing.
         settings: what the run was asked to do, for the record.
+        record_name: file of the record; one of its own for each of many processes.
     """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    record_name: str = "run.json"
 
     def open(self) -> "Report":
         """Make the folder and see that pictures can be drawn.
@@ -136,7 +137,7 @@ class Report:
         return path
 
     def close(self, predictor: Predictor, outcomes: Sequence["Outcome"]) -> Path:
-        """Write ``run.json``: settings, versions, weights, and what became of each scan.
+        """Write the record: settings, versions, weights, and what became of each scan.
 
         Raises:
             UserError: it cannot be written.
@@ -149,7 +150,7 @@ class Report:
             "precision": predictor.precision,
             "scans": [asdict(outcome) | {"scan": str(outcome.scan)} for outcome in outcomes],
         }
-        path = self.folder / RECORD_NAME
+        path = self.folder / self.record_name
         content = (json.dumps(record, indent=1) + "\n").encode()
         try:
             write_atomically(path, lambda partial: _write(partial, content))

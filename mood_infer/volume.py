@@ -5,7 +5,6 @@ mended is listed in its ``warnings``. A file that is not a 3D scan raises :class
 """
 
 import contextlib
-import gzip
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ Affine = NDArray[np.float64]
 
 PARTIAL_PREFIX = ".mood-partial-"
 CHUNK_BYTES = 2**20
-COMPRESSION_LEVEL = 1  # anomaly maps are noise to gzip: higher levels cost seconds and save a few percent
+COMPRESSION_LEVEL = 1  # of 0 to 3: the higher ones take longer and save 2 %
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,32 @@ def read_volume(path: Path) -> Volume:
         raise ScanError(path, f"a {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
     _check_kind(path, image)
     try:
-        stored, header = _read_to_the_end(path, type(image))
+        stored, header = read_to_the_end(path, type(image))
     except MemoryError:
         raise
-    except Exception as error:  # truncated or corrupt data surfaces as one of zlib, gzip, EOF, OS, Value
+    except Exception as error:  # truncated or corrupt data surfaces as one of isal, gzip, EOF, OS, Value
         raise ScanError(path, "the voxel data is damaged or cut short", "copy the file again") from error
     array, intensity_warnings = _finite(stored.reshape(stored.shape[:3]))
     affine, geometry_warnings = _usable_affine(image, header)
     return Volume(array, affine, header, intensity_warnings + geometry_warnings)
 
 
-def _read_to_the_end(path: Path, kind: Any) -> tuple[Array3D, Any]:
-    """The voxels and the header just as it is stored.
+def read_to_the_end(path: Path, kind: Any) -> tuple[Array3D, Any]:
+    """The voxels of a NIfTI file, and its header just as it is stored.
 
     The end matters: there lies the checksum of a ``.gz`` stream, and reading the voxels stops before it.
+
+    Args:
+        path: the file.
+        kind: the nibabel image class for it.
+
+    Returns:
+        The (X, Y, Z, ...) float32 voxels, and the header.
+
+    Raises:
+        Exception: of one of many kinds, if the file is damaged or cut short.
     """
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream, LoggingOutputSuppressor():
+    with igzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream, LoggingOutputSuppressor():
         header = kind.header_class.from_fileobj(stream, check=False)
         stream.seek(0)
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is mended as not finite
@@ -130,33 +140,35 @@ def _usable_affine(image: Any, header: Any) -> tuple[Affine, tuple[str, ...]]:
     return np.diag([*spacing, 1.0]), (f"the affine is singular; {text} mm along the stored axes was used",)
 
 
-def write_map(path: Path, scores: Array3D, like: Volume, description: str = "") -> None:
+def write_map(path: Path, scores: Array3D, header: Any, description: str = "") -> None:
     """Write an anomaly map with the geometry of its scan, atomically.
+
+    Scores are rounded to what float16 can hold, because the challenge's scorer reads them so; this makes the
+    file less than half as large, and it is still one of float32. The same map gives the same bytes.
 
     Args:
         path: the ``.nii`` or ``.nii.gz`` file to make or replace.
-        scores: (X, Y, Z) float32 in [0,1], on the grid of ``like``.
-        like: the scan; shape, affine, qform and sform codes and units are taken from its header.
+        scores: (X, Y, Z) float32 in [0,1], on the grid of the scan.
+        header: the scan's; shape, affine, qform and sform codes and units are taken from it.
         description: up to 79 ASCII characters for the header's ``descrip`` field.
 
     Raises:
         ValueError: the map is not of the scan's shape.
         OSError: the file cannot be written; nothing is left behind.
     """
-    if scores.shape != like.array.shape:
-        raise ValueError(f"map of shape {scores.shape} for a scan of shape {like.array.shape}")
-    header = like.header.copy()
-    header.set_data_dtype(np.float32)
-    header.set_slope_inter(1.0, 0.0)
-    header["cal_min"], header["cal_max"] = 0.0, 1.0
-    header["descrip"] = description.encode("ascii", "replace")[:79]
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if scores.shape != shape[:3]:
+        raise ValueError(f"map of shape {scores.shape} for a scan of shape {shape}")
+    made = header.copy()
+    made.set_data_dtype(np.float32)
+    made.set_slope_inter(1.0, 0.0)
+    made["cal_min"], made["cal_max"] = 0.0, 1.0
+    made["descrip"] = description.encode("ascii", "replace")[:79]
     # affine=None keeps the header's own qform and sform, codes and all, even if they are singular
-    image = type(header).__name__  # Nifti1Header or Nifti2Header
-    cls = nib.Nifti2Image if image.startswith("Nifti2") else nib.Nifti1Image
-    shape = tuple(int(n) for n in like.header.get_data_shape())
+    cls = nib.Nifti2Image if type(header).__name__.startswith("Nifti2") else nib.Nifti1Image
     with LoggingOutputSuppressor():
-        nifti = cls(scores.reshape(shape), None, header)
-    nifti.header["pixdim"] = like.header["pixdim"]  # nibabel mends a spacing of 0, but the scan has it
+        nifti = cls(scores.astype(np.float16).reshape(shape), None, made)
+    nifti.header["pixdim"] = header["pixdim"]  # nibabel mends a spacing of 0, but the scan has it
     write_atomically(path, lambda partial: _save(nifti, partial))
 
 
@@ -164,7 +176,7 @@ def _save(nifti: Any, path: Path) -> None:
     with path.open("wb") as stream:
         if path.suffix == ".gz":
             # no name and no time inside: the same map gives the same bytes
-            with gzip.GzipFile("", "wb", COMPRESSION_LEVEL, stream, mtime=0) as packed:
+            with igzip.IGzipFile("", "wb", COMPRESSION_LEVEL, stream, mtime=0) as packed:
                 nifti.to_stream(packed)
         else:
             nifti.to_stream(stream)

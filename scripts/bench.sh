@@ -1,6 +1,6 @@
 #!/bin/sh
-# Times the way of one 256^3 brain from file to map, with the shipped weights: bench.sh [--runs N].
+# Times the way of a scan from file to map, against MONAI and the pure forward passes: see bench.sh --help.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 scripts/setup.sh
-exec .venv/bin/python scripts/bench.py "$@"
+exec .venv/bin/python scripts/bench "$@"

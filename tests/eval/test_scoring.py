@@ -38,7 +38,7 @@ def predictions(made: tuple[Path, Index], tmp_path_factory: pytest.TempPathFacto
         label = _read(folder / "toy_label" / "pixel" / path.name)
         blurred = ndimage.gaussian_filter(label.astype(np.float32), 1) * rng.uniform(0.2, 1)
         scores = np.clip(blurred + 0.1 * rng.random(label.shape), 0, 1).astype(np.float32)
-        write_map(out / path.name, scores, read_volume(path))
+        write_map(out / path.name, scores, read_volume(path).header)
         (out / f"{path.name}.txt").write_text(f"{sample_score(scores)}\nmade by a test\n")
     return out
 

@@ -75,10 +75,10 @@ def test_member_by_member_equals_window_by_window(
 
 
 def test_the_crop_changes_nothing_that_the_same_windows_see(weights: Path) -> None:
-    """The windows over this box are some of the uncropped ones; the rest reach 8 voxels into the body."""
+    """The windows over this box are some of the uncropped ones; the rest reach 4 voxels into the body."""
     array = np.zeros((128, 112, 32), np.float32)
-    array[40:88, 40:72] = np.random.default_rng(0).uniform(0.3, 0.7, (48, 32, 32))
-    box = (slice(32, 96), slice(32, 80), slice(0, 32))  # a margin of a quarter of the window
+    array[36:92, 36:76] = np.random.default_rng(0).uniform(0.3, 0.7, (56, 40, 32))
+    box = (slice(32, 96), slice(32, 80), slice(0, 32))  # a margin of an eighth of the window
     seen: list[tuple[int, int]] = []
     predictor = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32")
     result = predictor.predict(

@@ -1,4 +1,5 @@
 import gzip
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,13 +98,13 @@ def test_a_map_has_the_geometry_of_its_scan(
     assert volume.warnings == ()
     np.testing.assert_array_equal(volume.array, stored.get_fdata(dtype=np.float32).reshape(SHAPE))
     scores = np.random.default_rng(1).random(SHAPE, dtype=np.float32)
-    write_map(tmp_path / f"map{suffix}", scores, volume, "made by a test")
+    write_map(tmp_path / f"map{suffix}", scores, volume.header, "made by a test")
     result = nib.load(tmp_path / f"map{suffix}")
     assert type(result) is type(stored)
     assert result.shape == stored.shape
     assert result.header.endianness == stored.header.endianness
     assert result.get_data_dtype().newbyteorder("=") == np.float32
-    np.testing.assert_array_equal(np.asarray(result.dataobj).reshape(SHAPE), scores)
+    np.testing.assert_array_equal(np.asarray(result.dataobj).reshape(SHAPE), scores.astype(np.float16))
     np.testing.assert_array_equal(result.affine, stored.affine)
     for field in ("qform_code", "sform_code", "xyzt_units", "pixdim", "srow_x", "quatern_b", "qoffset_x"):
         np.testing.assert_array_equal(result.header[field], stored.header[field], err_msg=field)
@@ -196,6 +197,47 @@ def test_what_is_no_scan_is_refused_by_name(spoil: Callable[[Path], None], tmp_p
         read_volume(path)
 
 
+@pytest.mark.parametrize("back", range(1, 9))
+def test_damage_is_found_to_the_last_byte(back: int, tmp_path: Path) -> None:
+    """The last eight bytes of a .gz file are its checksum and its length."""
+    path = tmp_path / "scan.nii.gz"
+    nib.save(plain(path), path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-back] ^= 0x01
+    for content in (bytes(flipped), whole[:-back]):
+        path.write_bytes(content)
+        with pytest.raises(ScanError, match="the voxel data is damaged or cut short; copy the file again"):
+            read_volume(path)
+
+
+def test_any_readers_map_and_any_writers_scan(tmp_path: Path) -> None:
+    """Python's own gzip reads what is written here, and what it wrote, at any level, is read here."""
+    nib.save(plain(tmp_path), tmp_path / "scan.nii")
+    plain_bytes = (tmp_path / "scan.nii").read_bytes()
+    for level in (0, 1, 6, 9):
+        (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(plain_bytes, level))
+        np.testing.assert_array_equal(read_volume(tmp_path / "scan.nii.gz").array, ARRAY)
+    header = read_volume(tmp_path / "scan.nii").header
+    for suffix in (".nii", ".nii.gz"):
+        write_map(tmp_path / f"map{suffix}", ARRAY, header)
+    packed = (tmp_path / "map.nii.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "map.nii").read_bytes()
+    assert packed[3] == 0 and packed[4:8] == bytes(4)  # neither a name nor a time inside
+
+
+@given(hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=32)))
+def test_rounding_a_map_loses_nothing_that_is_scored(scores: np.ndarray) -> None:
+    """The challenge's scorer casts maps to float16: it finds the very same bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        nib.save(nib.Nifti1Image(scores, np.eye(4)), scan := Path(folder) / "scan.nii")
+        write_map(Path(folder) / "map.nii.gz", scores, read_volume(scan).header)
+        found = nib.load(Path(folder) / "map.nii.gz").get_fdata(dtype=np.float32)
+    assert found.min() >= 0 and found.max() <= 1
+    assert found.astype(np.float16).tobytes() == scores.astype(np.float16).tobytes()
+    assert np.abs(found - scores).max() <= 2**-12
+
+
 def test_other_formats_are_refused_by_name(tmp_path: Path) -> None:
     nib.save(nib.MGHImage(ARRAY, np.eye(4)), tmp_path / "scan.mgz")
     with pytest.raises(ScanError, match="MGHImage"):
@@ -243,11 +285,13 @@ def test_an_unusable_affine_is_replaced_but_given_back(
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.affine, np.diag([*spacing, 1]))
     assert any("singular" in warning for warning in volume.warnings)
-    write_map(tmp_path / "map.nii", ARRAY, volume)
+    write_map(tmp_path / "map.nii", ARRAY, volume.header)
     stored, result = path.read_bytes()[:348], (tmp_path / "map.nii").read_bytes()[:348]
     assert result[80:92] == stored[80:92]
     assert result[252:328] == stored[252:328]  # codes, quaternion, offsets and srow
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "map.nii").dataobj), ARRAY)
+    np.testing.assert_array_equal(
+        np.asarray(nib.load(tmp_path / "map.nii").dataobj), ARRAY.astype(np.float16)
+    )
 
 
 @pytest.mark.parametrize("length", [0.0, -2.0, np.nan])
@@ -260,7 +304,7 @@ def test_a_spacing_that_is_none_is_warned_of_and_given_back(
     volume = read_volume(path)
     np.testing.assert_allclose(volume.affine, OBLIQUE, rtol=1e-6)
     assert len(volume.warnings) == 1 and "spacing" in volume.warnings[0]
-    write_map(tmp_path / "map.nii", ARRAY, volume)
+    write_map(tmp_path / "map.nii", ARRAY, volume.header)
     assert (tmp_path / "map.nii").read_bytes()[76:92] == path.read_bytes()[76:92]
     assert capfd.readouterr().err == ""
 
@@ -269,7 +313,7 @@ def test_the_same_map_gives_the_same_bytes(tmp_path: Path) -> None:
     nib.save(plain(tmp_path), tmp_path / "scan.nii")
     volume = read_volume(tmp_path / "scan.nii")
     for name in ("a.nii.gz", "b.nii.gz"):
-        write_map(tmp_path / name, ARRAY, volume)
+        write_map(tmp_path / name, ARRAY, volume.header)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
@@ -281,7 +325,7 @@ def test_a_small_spacing_is_not_singular(tmp_path: Path) -> None:
 def test_a_map_of_another_shape_is_refused(tmp_path: Path) -> None:
     nib.save(plain(tmp_path), tmp_path / "scan.nii")
     with pytest.raises(ValueError, match="shape"):
-        write_map(tmp_path / "map.nii", ARRAY[1:], read_volume(tmp_path / "scan.nii"))
+        write_map(tmp_path / "map.nii", ARRAY[1:], read_volume(tmp_path / "scan.nii").header)
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(143)])

@@ -1,0 +1,123 @@
+"""Our way by stage, and the floor, in one process: ``stages.py SCAN OUT WEIGHTS RUNS``; prints JSON.
+
+The floor is what no way around the networks can be faster than: the same forward passes, one after another,
+on windows that lie ready in memory.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mood_infer import predictor as predictor_module
+from mood_infer.grid import resample, working_grid
+from mood_infer.intensity import to_unit
+from mood_infer.network import window_logits
+from mood_infer.predictor import Predictor
+from mood_infer.preparation import scan_grid
+from mood_infer.volume import read_volume, write_map
+from mood_infer.weights import read_manifest
+
+T = TypeVar("T")
+
+
+@dataclass
+class Passes:
+    """Forward passes of one network on batches of one shape.
+
+    Attributes:
+        network: it.
+        windows: (B, 1, w, w, w), the last batch, as an example.
+        autocast: the 16-bit format it ran in, if any.
+        count: how many batches there were.
+    """
+
+    network: nn.Module
+    windows: Tensor
+    autocast: torch.dtype | None
+    count: int = 0
+
+    def seconds(self) -> float:
+        """Do them all again."""
+        kind = self.windows.device.type
+        synchronise(kind)
+        begin = time.perf_counter()
+        with torch.inference_mode(), torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+            for _ in range(self.count):
+                window_logits(self.network, self.windows)
+        synchronise(kind)
+        return time.perf_counter() - begin
+
+
+@contextmanager
+def recorded_passes() -> Iterator[dict[tuple[int, int], Passes]]:
+    """Record every forward pass of a predictor."""
+    passes: dict[tuple[int, int], Passes] = {}
+
+    def record(network: nn.Module, windows: Tensor) -> Tensor:
+        kind = windows.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        found = passes.setdefault((id(network), len(windows)), Passes(network, windows, half))
+        found.count += 1
+        return window_logits(network, windows)
+
+    predictor_module.window_logits = record
+    try:
+        yield passes
+    finally:
+        predictor_module.window_logits = window_logits
+
+
+def synchronise(kind: str) -> None:
+    """Wait for the GPU, if it is one."""
+    if kind == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(rows: dict[str, float], name: str, work: Callable[[], T]) -> T:
+    """Do something and note its seconds."""
+    begin = time.perf_counter()
+    result = work()
+    rows[name] = time.perf_counter() - begin
+    return result
+
+
+def run(predictor: Predictor, scan: Path, out: Path) -> dict[str, float]:
+    """Seconds of each stage of one scan."""
+    rows: dict[str, float] = {}
+    manifest = predictor.manifest
+    volume = timed(rows, "read", lambda: read_volume(scan))
+    own = scan_grid(volume)
+    unit = timed(rows, "to [0,1]", lambda: to_unit(volume.array, manifest.intensity))
+    timed(rows, "to grid", lambda: resample(unit, own, working_grid(own, manifest.spacing)))
+    anomalies = timed(rows, "windows", lambda: predictor.predict(volume))
+    rows["windows"] -= rows["to [0,1]"] + rows["to grid"]  # predicting does both once more
+    scores = timed(rows, "back", lambda: anomalies.scores)
+    timed(rows, "write", lambda: write_map(out / scan.name, scores, volume.header))
+    return rows
+
+
+def main() -> None:
+    """Print the medians as one line of JSON."""
+    scan, out, weights = map(Path, sys.argv[1:4])
+    runs = int(sys.argv[4])
+    out.mkdir(parents=True, exist_ok=True)
+    predictor = Predictor.load(read_manifest(weights).region, weights)
+    results = [run(predictor, scan, out) for _ in range(runs)]
+    with recorded_passes() as passes:
+        predictor.predict(read_volume(scan))
+    floors = [sum(one.seconds() for one in passes.values()) for _ in range(runs)]
+    rows = {name: statistics.median(result[name] for result in results) for name in results[0]}
+    print(json.dumps(rows | {"floor": statistics.median(floors)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The pieces of scripts/bench on tiny scans; its peer is also an independent reference for the maps."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts" / "bench"))
+
+import cases  # noqa: E402
+import peer  # noqa: E402
+import stages  # noqa: E402
+
+from mood_infer import predictor as predictor_module  # noqa: E402
+from mood_infer.challenge import Region  # noqa: E402
+from mood_infer.predictor import Predictor  # noqa: E402
+from mood_infer.volume import read_volume  # noqa: E402
+from mood_infer.weights import read_manifest  # noqa: E402
+
+
+def test_sizes_are_read_and_named() -> None:
+    cube, brain, scan = map(cases.Size.parse, ("256", "160x180x150", "512x512x400@0.75"))
+    assert (cube.shape, cube.region, str(cube)) == ((256, 256, 256), Region.BRAIN, "256x256x256 brain")
+    assert brain.shape == (160, 180, 150) and brain.spacing is None
+    assert scan.shape == (512, 512, 400) and scan.region is Region.ABDOM
+    assert str(scan) == "512x512x400 CT at 0.75 mm"
+    with pytest.raises(ValueError, match="not a size"):
+        cases.Size.parse("256x256")
+
+
+def test_fitting_keeps_the_middle() -> None:
+    array = np.arange(5 * 4 * 3, dtype=np.float32).reshape(5, 4, 3)
+    fitted = cases.fit(array, (3, 6, 3))
+    np.testing.assert_array_equal(fitted[:, 1:5], array[1:4])
+    assert (fitted[:, [0, 5]] == 0).all()
+
+
+@pytest.mark.parametrize("text", ["190x90x60", "66x50x40@6"])
+def test_the_scan_has_the_size_and_shows_something(text: str, tmp_path: Path) -> None:
+    size = cases.Size.parse(text)
+    cases.make_scan(tmp_path / "scan.nii.gz", size)
+    stored = nib.load(tmp_path / "scan.nii.gz")
+    assert stored.shape == size.shape
+    assert stored.header.get_zooms() == pytest.approx([size.spacing or 1.0] * 3)
+    array = np.asarray(stored.dataobj)
+    if size.spacing is None:
+        assert array.min() == 0 and 0.3 < np.median(array[array > 0]) < 0.6 and array.max() <= 1
+    else:
+        assert array.min() < -900 and -100 < np.median(array[array > -200]) < 100
+
+
+def test_members_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    cases.make_weights(tmp_path, Region.BRAIN, 3, "compact")
+    predictor = Predictor.load(Region.BRAIN, tmp_path, "cpu")  # verifies the checksums
+    assert len(predictor.manifest.members) == 3 and predictor.manifest.window == 64
+    cases.make_weights(tmp_path, Region.ABDOM, 1, "reference")
+    manifest = read_manifest(tmp_path / "abdom")
+    assert manifest.window == 160 and manifest.network.widths == cases.REFERENCE_WIDTHS
+
+
+def test_the_peer_makes_the_same_map(
+    make_weights: Callable[..., Path],
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = make_weights(tmp_path / "weights")
+    scan = make_scan(tmp_path / "scan.nii.gz", (64, 60, 50))
+    monkeypatch.setattr(sys, "argv", ["peer.py", str(scan), str(tmp_path / "out"), str(weights / "brain")])
+    peer.main()
+    theirs = nib.load(tmp_path / "out" / "scan.nii.gz")
+    ours = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32").predict(read_volume(scan)).scores
+    assert theirs.shape == ours.shape
+    inner = (slice(10, -10),) * 3  # towards the edges MONAI's clamp of the Gaussian mixes windows otherwise
+    np.testing.assert_allclose(np.asarray(theirs.dataobj)[inner], ours[inner], atol=2e-2)
+
+
+def test_stages_and_floor_are_of_the_whole_way(
+    weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    scan = make_scan(tmp_path / "scan.nii.gz", (48, 48, 48))
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    rows = stages.run(predictor, scan, tmp_path)
+    assert list(rows) == ["read", "to [0,1]", "to grid", "windows", "back", "write"]
+    assert sum(rows.values()) > 0
+    with stages.recorded_passes() as passes:
+        predictor.predict(read_volume(scan))
+    assert len(passes) == 2  # members
+    assert sum(one.count for one in passes.values()) >= 2 * 8  # windows of 32 at overlap 0.5
+    assert all(one.seconds() > 0 for one in passes.values())
+    assert predictor_module.window_logits is stages.window_logits

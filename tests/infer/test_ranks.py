@@ -1,0 +1,169 @@
+"""Real processes under torchrun; and the shares of ranks that are threads on one real store."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from torch.distributed import PrefixStore, TCPStore
+
+from mood_infer.challenge import Mode, Region
+from mood_infer.job import Job, Watcher
+from mood_infer.predictor import Predictor
+from mood_infer.ranks import RankShare, Share, join
+from mood_infer.volume import PARTIAL_PREFIX
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = 3
+
+
+@pytest.fixture
+def shares() -> Iterator[list[RankShare]]:
+    store = TCPStore("localhost", 0, is_master=True)
+    yield [RankShare(PrefixStore("test", store), rank, RANKS) for rank in range(RANKS)]
+
+
+def test_without_a_launcher_all_is_ours() -> None:
+    share = join()
+    assert type(share) is Share and share.record_name == "run.json"
+    scans = [Path(name) for name in "abc"]
+    assert list(share.order(scans)) == [0, 1, 2] and all(map(share.take, scans))
+
+
+def test_each_scan_is_taken_once_and_none_waits_behind_a_slow_or_dead_rank(shares: list[RankShare]) -> None:
+    scans = [Path(name) for name in "abcdef"]
+    slow, quick, other = (share.order(scans) for share in shares)
+    assert shares[0].take(scans[next(slow)])  # a
+    assert next(slow) == 1  # read ahead, and then nothing more
+    taken = [scans[index].name for index in quick if shares[1].take(scans[index])]
+    assert taken == ["c", "d", "e", "f", "b"]
+    assert not shares[0].take(scans[1])
+    assert list(slow) == list(other) == []
+
+
+def test_one_does_what_is_to_be_done_once(shares: list[RankShare]) -> None:
+    done: list[int] = []
+    for number, share in enumerate(shares):
+        share.once(lambda number=number: done.append(number))  # type: ignore[misc]
+    assert done == [0]
+
+
+def test_a_job_leaves_others_their_scans_and_their_files_in_progress(
+    shares: list[RankShare], weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    scans = [make_scan(tmp_path / "in" / f"{name}.nii.gz", (20, 20, 20)) for name in "abcd"]
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    (tmp_path / "out").mkdir()
+    shares[0].once(lambda: None)
+    assert shares[0].take(scans[1])
+    partial = tmp_path / "out" / f"{PARTIAL_PREFIX}of-another-rank"
+    partial.touch()
+    begun: list[tuple[int, int]] = []
+
+    class Recorder(Watcher):
+        def begins(self, scan: Path, index: int, count: int) -> None:
+            begun.append((index, count))
+
+    outcomes = Job(predictor, Mode.SAMPLE, tmp_path / "out").run(scans, Recorder(), shares[1])
+    assert [outcome.scan.name[0] for outcome in outcomes] == ["a", "c", "d"]
+    assert begun == [(0, 4), (2, 4), (3, 4)]
+    assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"a", "c", "d", "."}
+    assert partial.exists()
+
+
+def command(scans: Path, output: Path, weights: Path, *more: object) -> list[str]:
+    words = ["-m", "mood_infer", "predict", scans, output, "--region", "brain", "--mode", "pixel"]
+    return [str(word) for word in (*words, "--weights", weights, "--device", "cpu", "--threads", 1, *more)]
+
+
+def torchrun(*more: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", *more]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(words: list[str]) -> tuple[int, str]:
+    process = start(words)
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+def maps(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def scans(make_scan: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    for seed in range(16):
+        make_scan(folder / f"{seed:02}.nii.gz", (60, 60, 60), seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(scans: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The maps that one process writes."""
+    output = tmp_path_factory.mktemp("alone")
+    code, errors = finish([sys.executable, *command(scans, output, weights)])
+    assert code == 0, errors
+    return maps(output)
+
+
+@pytest.mark.slow
+def test_three_ranks_share_a_folder_and_a_bad_scan_ends_none_of_them(
+    scans: Path, weights: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for path in scans.iterdir():
+        (mixed / path.name).symlink_to(path)
+    (mixed / "00-bad.nii.gz").write_text("no scan")
+    words = [*torchrun(), *command(mixed, tmp_path / "out", weights, "--report", tmp_path / "report")]
+    code, errors = finish(words)
+    assert code == 1
+    assert maps(tmp_path / "out") == alone
+    assert errors.count(": done in ") == 16 and errors.count("failed: 00-bad.nii.gz: not a readable") == 1
+    assert len([line for line in errors.splitlines() if line.endswith(" failed")]) == RANKS
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        *(f"{name}.png" for name in alone),
+        *(f"run-{rank}.json" for rank in range(RANKS)),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_that_is_killed(
+    restarts: int, scans: Path, weights: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """What was done stays and is whole; the launcher's restart, or a run by hand, does the rest."""
+    output = tmp_path / "out"
+    words = [*torchrun(f"--max-restarts={restarts}"), *command(scans, output, weights)]
+    launcher = start(words)
+    deadline = time.monotonic() + 200
+    while not (output.is_dir() and len(maps(output)) >= 3):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert len(children) == RANKS
+    os.kill(int(children[1]), 9)
+    _, errors = launcher.communicate(timeout=300)
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    if restarts:
+        assert launcher.returncode == 0, errors
+        assert maps(output) == alone
+    else:
+        assert launcher.returncode == 1
+        assert 3 <= len(maps(output)) < len(alone)
+        assert maps(output).items() <= alone.items()
+    code, errors = finish(words)
+    assert code == 0, errors
+    assert {path.name for path in output.iterdir()} == set(alone)  # no half-written file either
+    assert maps(output) == alone
+    assert errors.count(": skipped, ") == sum(name in alone for name in before)
+    assert all((output / name).stat().st_mtime_ns == old for name, old in before.items() if name in alone)
