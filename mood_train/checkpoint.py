@@ -82,21 +82,3 @@ def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_s
         raise UserError(f"{path}: was made with another preset; give the same, or another --out.")
     if checkpoint.data_sha256 != data_sha256:
         raise UserError(f"{path}: was made with other scans; give the same, or another --out.")
-
-
-def check_same_kind(path: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Refuse first weights of another network, or of a run that left out another fold.
-
-    Another region is allowed: edges and textures are learnt in any. A base trained on all folds is allowed
-    too: what starts from it has seen every fold, and its manifest entry names the base.
-
-    Raises:
-        UserError: the text names what differs.
-    """
-    before = RunConfig.model_validate_json(checkpoint.config)
-    if before.preset.network != config.preset.network:
-        raise UserError(f"{path}: weights of another network; start from one of the same.")
-    if before.region != config.region:
-        return
-    if None not in (config.fold, before.fold) and before.fold != config.fold:
-        raise UserError(f"{path}: left out fold {before.fold}, not {config.fold}; start from another.")

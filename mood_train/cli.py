@@ -79,7 +79,7 @@ def fit(
     fold: Annotated[int, typer.Option(min=-1, help="Fold left out, 0-4; -1 trains on all five.")] = 0,
     edges: Annotated[str, typer.Option(help="hard or smooth.")] = "hard",
     split: Split = None,
-    start_from: Annotated[Path | None, typer.Option(help="Checkpoint for the first weights.")] = None,
+    start_from: Annotated[Path | None, typer.Option(help="First weights: a checkpoint, or a member.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End the schedule after this time.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
@@ -99,7 +99,8 @@ def fit(
     """
     from mood_train.config import RunConfig, load_preset
     from mood_train.export import export_member
-    from mood_train.run import Means, checkpoint_name, stop_on_signal, train
+    from mood_train.run import Means, stop_on_signal, train
+    from mood_train.start import start_name
 
     _use(threads)
     config = RunConfig(
@@ -109,7 +110,7 @@ def fit(
         fold=None if fold < 0 else fold,
         seed=seed,
         max_minutes=max_minutes,
-        started_from=checkpoint_name(start_from) if start_from else None,
+        started_from=start_name(start_from) if start_from else None,
     )
     given = {"steps": steps, "batch": batch, "max_lr": max_lr}
     config = config.with_optimiser(**{name: value for name, value in given.items() if value})

@@ -7,7 +7,8 @@ from pathlib import Path
 from mood_infer.challenge import Region
 from mood_train.checkpoint import CHECKPOINT_NAME
 from mood_train.config import Preset, RunConfig
-from mood_train.run import Material, Means, checkpoint_name, is_finished, train
+from mood_train.run import Material, Means, is_finished, train
+from mood_train.start import start_name
 
 BASE = "base"
 
@@ -51,7 +52,7 @@ def plan_ensemble(preset: Preset, region: Region, seed: int, folds: int) -> list
             edges=edges,
             fold=fold,
             seed=seed + len(jobs),
-            started_from=checkpoint_name(Path(start) / CHECKPOINT_NAME) if start else None,
+            started_from=start_name(Path(start) / CHECKPOINT_NAME) if start else None,
         )
         changes = {"steps": steps} | ({"max_lr": recipe.member_max_lr} if start else {})
         jobs.append(Job(name, config.with_optimiser(**changes), start))

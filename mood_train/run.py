@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
-from mood_train.checkpoint import CHECKPOINT_NAME, check_same_kind, read_checkpoint
+from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from mood_train.config import RegionConfig, RunConfig
 from mood_train.data import CachedScan, list_scans, load_scans
-from mood_train.export import trained_state
 from mood_train.folds import Split, make_split, read_split, write_split
+from mood_train.start import read_start
 from mood_train.trainer import Result, Trainer
 
 
@@ -89,7 +89,7 @@ def train(
         config: what the run computes.
         material: the scans.
         out: folder of the run; made if missing.
-        start_from: checkpoint for the first weights of a new run.
+        start_from: first weights of a new run: a checkpoint or an exported member.
         stop: asked before each step whether to leave off.
         means: what the run has to work with.
 
@@ -101,16 +101,8 @@ def train(
     held_out = material.held_out(config.fold, config.place)
     trainer = Trainer(config, scans, held_out, out, means.workers, means.precision)
     if start_from:
-        base = read_checkpoint(start_from)
-        check_same_kind(start_from, base, config)
-        minutes = base.minutes_before + base.seconds / 60
-        trainer.start_from(trained_state(base), base.steps_before + base.step, minutes)
+        trainer.start_from(read_start(start_from, config))
     return trainer.fit(stop)
-
-
-def checkpoint_name(path: Path) -> str:
-    """A checkpoint as a manifest names it: its run's folder and its file."""
-    return f"{path.parent.name}/{path.name}"
 
 
 def is_finished(out: Path) -> bool:

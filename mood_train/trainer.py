@@ -31,6 +31,7 @@ from mood_train.checkpoint import (
 from mood_train.config import RunConfig
 from mood_train.data import CachedScan, data_digest
 from mood_train.origin import code_version, hardware
+from mood_train.start import Start
 
 OUTPUT_WEIGHTS = (8.0, 4.0, 2.0, 1.0)  # full resolution first
 WARM_UP = 0.3  # share of the schedule in which the learning rate rises
@@ -194,17 +195,11 @@ class Trainer:
         """Optimiser steps done."""
         return self._step
 
-    def start_from(self, state: dict[str, Tensor], steps: int, minutes: float) -> None:
-        """Take first weights from another run, unless this one has begun already.
-
-        Args:
-            state: parameters and statistics of the same network.
-            steps: that were spent on them.
-            minutes: that were spent on them.
-        """
+    def start_from(self, start: Start) -> None:
+        """Take first weights from another network, unless this run has begun already."""
         if self._step == 0:
-            self._plain.load_state_dict(state)
-            self._steps_before, self._minutes_before = steps, minutes
+            self._plain.load_state_dict(start.state)
+            self._steps_before, self._minutes_before = start.steps, start.minutes
 
     def fit(self, stop: Callable[[], bool] = lambda: False) -> Result:
         """Train to the end of the schedule, or until ``stop`` says so; a checkpoint is left either way.

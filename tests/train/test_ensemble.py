@@ -9,11 +9,12 @@ import pytest
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.weights import read_manifest, verify_member
-from mood_train.checkpoint import CHECKPOINT_NAME, check_same_kind, read_checkpoint
+from mood_train.checkpoint import CHECKPOINT_NAME
 from mood_train.config import EnsembleConfig, Preset, RunConfig, load_preset
 from mood_train.ensemble import plan_ensemble, train_ensemble
 from mood_train.export import export_member
 from mood_train.run import Material, Means
+from mood_train.start import read_start
 
 
 def _recipe(preset: Preset, **ensemble: object) -> Preset:
@@ -106,6 +107,32 @@ def test_only_a_base_of_all_folds_may_start_another_fold(
     train_ensemble(jobs[:2], material, tmp_path / "runs", lambda path: path, lambda: False, Means(), print)
     of_base, of_fold0 = (tmp_path / "runs" / name / CHECKPOINT_NAME for name in ("base", "fold0-hard"))
     other: RunConfig = jobs[3].config
-    check_same_kind(of_base, read_checkpoint(of_base), other)
+    assert read_start(of_base, other).steps == 2
     with pytest.raises(UserError, match="left out fold 0, not 1"):
-        check_same_kind(of_fold0, read_checkpoint(of_fold0), other)
+        read_start(of_fold0, other)
+    abdomen = other.model_copy(update={"region": Region.ABDOM})
+    assert read_start(of_fold0, abdomen).fold == 0
+
+
+def test_an_exported_member_may_start_another(
+    tiny_preset: Preset, material: Material, tmp_path: Path
+) -> None:
+    jobs = plan_ensemble(_recipe(tiny_preset, base_steps=0), Region.BRAIN, 0, 1)
+    runs = tmp_path / "runs"
+    train_ensemble(
+        jobs[:1],
+        material,
+        runs,
+        lambda checkpoint: export_member(checkpoint, tmp_path / "weights", "balls", "CC0"),
+        lambda: False,
+        Means(),
+        print,
+    )
+    member = tmp_path / "weights" / "brain" / "tiny-fold0-hard.safetensors"
+    start = read_start(member, jobs[1].config)
+    trained = read_start(runs / "fold0-hard" / CHECKPOINT_NAME, jobs[1].config)
+    assert (start.fold, start.steps) == (trained.fold, trained.steps) == (0, 1)
+    for name, tensor in trained.state.items():
+        assert np.allclose(start.state[name], tensor, rtol=1e-3, atol=1e-6), name
+    with pytest.raises(UserError, match="not in the manifest"):
+        read_start(member.with_name("other.safetensors"), jobs[1].config)

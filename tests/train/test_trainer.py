@@ -15,6 +15,7 @@ from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
 from mood_train.export import export_member
+from mood_train.start import read_start
 from mood_train.trainer import Trainer, anomaly_loss, keep_bottom_in_float32, one_cycle
 
 
@@ -217,9 +218,8 @@ def test_start_from_takes_the_weights_and_counts_their_steps(
     for folder in (first, second):
         folder.mkdir()
     Trainer(_with_steps(tiny_run, 2), scans, [], first).fit()
-    base = read_checkpoint(first / CHECKPOINT_NAME)
     trainer = Trainer(_with_steps(tiny_run, 1), scans, [], second)
-    trainer.start_from(base.network, base.step, 1.5)
+    trainer.start_from(read_start(first / CHECKPOINT_NAME, tiny_run))
     trainer.fit()
     member = read_manifest(export_member(second / CHECKPOINT_NAME, tmp_path / "w", "balls", "CC0").parent)
     assert member.members[0].steps == 3
