@@ -25,7 +25,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.predictor import Device
 from mood_infer.volume import write_atomically
-from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from mood_train.checkpoint import CHECKPOINT_NAME
 from mood_train.config import AnomalyConfig, Edges, RunConfig, load_preset, parse_toml
 from mood_train.export import export_member
 from mood_train.run import Material, Means, is_finished, train
@@ -105,7 +105,7 @@ class RowResult(_Section):
     """The numbers of a row.
 
     Attributes:
-        made_from: digest of all settings and scans that decide them.
+        made_from: digest of all settings and of the names of the scans that decide them.
         unsmoothed_ap: pixel AP of the healthy cases and those of the paper's types without smoothed edges.
         summary: all other numbers.
     """
@@ -292,7 +292,7 @@ def _train(name: str, config: RunConfig, bench: Bench, stop: Stop, report: Calla
     """Train a row's network to the end, or go on with it, and export it; nothing is trained twice."""
     run = bench.out / "runs" / name
     checkpoint = run / CHECKPOINT_NAME
-    if not (is_finished(run) and read_checkpoint(checkpoint).config == config.model_dump_json()):
+    if not is_finished(run, config):
         report(f"{name}: training")
         if not train(config, bench.material, run, None, stop, Means()).finished:
             raise StoppedError

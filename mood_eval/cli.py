@@ -1,4 +1,4 @@
-"""The command line: ``mood-eval make-set``, ``score``, ``members`` and ``rank``.
+"""The command line: ``mood-eval make-set``, ``score``, ``members``, ``baselines``, ``ablation``, ``rank``.
 
 Exit codes: 0 done, 2 the command cannot be run as given, 75 stopped by a signal and can be resumed.
 """

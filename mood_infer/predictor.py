@@ -40,7 +40,7 @@ Clock = Callable[[], float]
 
 MARGIN = 0.125  # of the window, kept around the body
 FAST_OVERLAP = 0.125  # of each member's own windows, which stand where no other member's do
-# Shares of a step by which each member's windows move on against the one before, along x, y and z: the
+# By how much each member's windows move on against the one before, along x, y and z: the
 # fractions of the golden ratio, of root 2 and of root 3, whose multiples spread evenly, few or many.
 STAGGER = (0.6180340, 0.4142136, 0.7320508)
 WIDENED = (1, 0.75, 0.5, 0.25, 0)  # shares of the overlap: the first is taken for which there is time
@@ -224,11 +224,10 @@ class Predictor:
     ) -> tuple[Tensor, float, int]:
         """The mean map of as many members as there is time for, their mean for ``air``, and their number."""
         total, outside, used = torch.zeros(body.shape), 0.0, 0
-        sides = (self._manifest.window, overlap)
-        counts = [count_windows(body.shape, *sides, self._shift(n)) for n in range(len(self._networks))]
-        for number in range(len(self._networks)):
+        count, members = count_windows(body.shape, self._manifest.window, overlap), len(self._networks)
+        for number in range(members):
             started = self._clock()
-            tell = partial(_tell, progress, sum(counts[:number]), sum(counts)) if progress else None
+            tell = partial(_tell, progress, number * count, members * count) if progress else None
             scores, empty = memory.attempt(partial(self._member, number, body, air, overlap, tell))
             total += scores
             outside += empty

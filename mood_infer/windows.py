@@ -22,19 +22,20 @@ NO_SHIFT = (0.0, 0.0, 0.0)
 def window_starts(length: int, window: int, overlap: float, shift: float = 0) -> list[int]:
     """First voxel of each window along an axis of ``length`` voxels; [0] where that is less than a window.
 
-    Neighbours are at most ``round(window * (1 - overlap))`` voxels apart, at least one; the first window
-    begins and the last one ends with the axis, those between move up by ``shift`` (in [0,1)) of a step.
+    Neighbours are at most ``round(window * (1 - overlap))`` voxels apart, at least one. The first window
+    begins and the last one ends with the axis; those between come earlier by ``shift`` (in [0,1)) of what
+    is left free, and there are as many of them whatever the shift.
     """
     step = max(1, round(window * (1 - overlap)))
     last = max(0, length - window)
-    return sorted({0, *range(round(shift * step), last, step), last})
+    steps = math.ceil(last / step)
+    free = steps * step - last
+    return sorted({0, *(n * step - math.floor(shift * free) for n in range(1, steps)), last})
 
 
-def count_windows(
-    shape: Sequence[int], window: int, overlap: float, shift: Sequence[float] = NO_SHIFT
-) -> int:
-    """How many windows :func:`slide` scores in a volume of ``shape``."""
-    return math.prod(len(window_starts(n, window, overlap, s)) for n, s in zip(shape, shift, strict=True))
+def count_windows(shape: Sequence[int], window: int, overlap: float) -> int:
+    """How many windows :func:`slide` scores in a volume of ``shape``, whatever the shift."""
+    return math.prod(len(window_starts(n, window, overlap)) for n in shape)
 
 
 def line_weights(window: int, sigma: float) -> Tensor:
@@ -74,7 +75,7 @@ def slide(
         score: from (B, 1, w, w, w) to the same shape; its answer for a window must depend on nothing else.
         batch: windows given to ``score`` at once.
         progress: called with the number of windows done and of all windows.
-        shift: of the inner windows along each axis, in steps; see :func:`window_starts`.
+        shift: of the inner windows along each axis; see :func:`window_starts`.
 
     Returns:
         (X, Y, Z) float32 on the device of ``volume``: at each voxel the weighted mean of the scores of the

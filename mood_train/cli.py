@@ -118,7 +118,7 @@ def fit(
     result = train(config, material, out, start_from, stop_on_signal(), Means(workers, precision))
     typer.echo(f"{out}: step {result.step}{'' if result.finished else ' (stopped)'}")
     if result.held_out_ap is not None:
-        typer.echo(f"AP on synthetic anomalies in the fold left out: {result.held_out_ap:.3f}")
+        typer.echo(f"AP on synthetic anomalies in the fold left out of this run: {result.held_out_ap:.3f}")
     if not result.finished:
         raise typer.Exit(EXIT_STOPPED)
     if weights:
@@ -133,6 +133,7 @@ def ensemble(
     region: RegionOption = Region.BRAIN,
     preset: Preset = "compact",
     split: Split = None,
+    start_from: Annotated[Path | None, typer.Option(help="First weights: a checkpoint, or a member.")] = None,
     precision: Precision = None,
     workers: Workers = 0,
     threads: Threads = None,
@@ -152,7 +153,8 @@ def ensemble(
 
     _use(threads)
     material = _material(data, split, out, region, seed, cache)
-    jobs = plan_ensemble(load_preset(preset), region, seed, len(material.split.folds))
+    first = start_from.resolve() if start_from else None
+    jobs = plan_ensemble(load_preset(preset), region, seed, len(material.split.folds), first)
     done = train_ensemble(
         jobs,
         material,

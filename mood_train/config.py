@@ -146,7 +146,7 @@ class Preset(_Section):
     patches: PatchConfig
     anomalies: AnomalyConfig
     optimiser: OptimiserConfig
-    ensemble: EnsembleConfig
+    ensemble: EnsembleConfig | None = None
     regions: dict[Region, RegionConfig]
 
     @model_validator(mode="after")

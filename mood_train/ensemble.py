@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mood_infer.challenge import Region
+from mood_infer.errors import UserError
 from mood_train.checkpoint import CHECKPOINT_NAME
-from mood_train.config import Preset, RunConfig
+from mood_train.config import Edges, Preset, RunConfig
 from mood_train.run import Material, Means, is_finished, train
 from mood_train.start import start_name
 
@@ -20,12 +21,13 @@ class Job:
     Attributes:
         name: of its folder.
         config: what it computes.
-        start: name of the job whose weights it starts from, if any.
+        start: what its first weights come from, if anything: a checkpoint, relative to the folder of the
+            runs, or a file given from outside.
     """
 
     name: str
     config: RunConfig
-    start: str | None
+    start: Path | None
 
     @property
     def is_member(self) -> bool:
@@ -33,7 +35,9 @@ class Job:
         return self.name != BASE
 
 
-def plan_ensemble(preset: Preset, region: Region, seed: int, folds: int) -> list[Job]:
+def plan_ensemble(
+    preset: Preset, region: Region, seed: int, folds: int, first: Path | None = None
+) -> list[Job]:
     """The runs of a region in the order in which they follow from one another, each with its own seed.
 
     Args:
@@ -41,24 +45,32 @@ def plan_ensemble(preset: Preset, region: Region, seed: int, folds: int) -> list
         region: brain or abdom.
         seed: of the first run.
         folds: number of folds.
+        first: what the base, or each hard member where there is none, starts from, if anything.
+
+    Raises:
+        UserError: the preset does not say how to make an ensemble.
     """
     recipe = preset.ensemble
+    if recipe is None:
+        raise UserError(
+            f"preset {preset.name} has no [ensemble] section; add one, or train with mood-train fit."
+        )
     jobs: list[Job] = []
 
-    def add(name: str, fold: int | None, edges: str, steps: int, start: str | None) -> str:
+    def add(name: str, fold: int | None, edges: Edges, steps: int, start: Path | None) -> Path:
         config = RunConfig(
             preset=preset,
             region=region,
             edges=edges,
             fold=fold,
             seed=seed + len(jobs),
-            started_from=start_name(Path(start) / CHECKPOINT_NAME) if start else None,
+            started_from=start_name(start) if start else None,
         )
-        changes = {"steps": steps} | ({"max_lr": recipe.member_max_lr} if start else {})
+        changes = {"steps": steps} | ({"max_lr": recipe.member_max_lr} if start and name != BASE else {})
         jobs.append(Job(name, config.with_optimiser(**changes), start))
-        return name
+        return Path(name) / CHECKPOINT_NAME
 
-    base = add(BASE, None, "hard", recipe.base_steps, None) if recipe.base_steps else None
+    base = add(BASE, None, "hard", recipe.base_steps, first) if recipe.base_steps else first
     for fold in range(folds):
         hard = add(f"fold{fold}-hard", fold, "hard", recipe.hard_steps, base)
         start = hard if recipe.smooth_from_hard else base
@@ -94,14 +106,13 @@ def train_ensemble(
     """
     for job in jobs:
         out = runs / job.name
-        if not is_finished(out):
-            start = runs / job.start / CHECKPOINT_NAME if job.start else None
+        if not is_finished(out, job.config):
+            start = runs / job.start if job.start else None
             result = train(job.config, material, out, start, stop, means)
             if not result.finished:
                 report(f"{job.name}: stopped at step {result.step}")
                 return False
-            ap = "" if result.held_out_ap is None else f", AP on its own anomalies {result.held_out_ap:.3f}"
-            report(f"{job.name}: {result.step} steps{ap}")
+            report(f"{job.name}: {result.step} steps")
         if job.is_member:
             report(f"{job.name}: {export(out / CHECKPOINT_NAME)}")
     return True

@@ -105,12 +105,13 @@ def train(
     return trainer.fit(stop)
 
 
-def is_finished(out: Path) -> bool:
-    """Whether the run in a folder has reached the end of its schedule by steps."""
+def is_finished(out: Path, config: RunConfig) -> bool:
+    """Whether the very run of this configuration is in a folder, at the end of its schedule by steps."""
     if not (out / CHECKPOINT_NAME).exists():
         return False
     checkpoint = read_checkpoint(out / CHECKPOINT_NAME)
-    return checkpoint.step >= RunConfig.model_validate_json(checkpoint.config).preset.optimiser.steps
+    same = RunConfig.model_validate_json(checkpoint.config) == config
+    return same and checkpoint.step >= config.preset.optimiser.steps
 
 
 def stop_on_signal() -> Callable[[], bool]:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -207,8 +208,10 @@ class Trainer:
         Raises:
             UserError: the loss is not finite; nothing of that is saved.
         """
-        # gradients far below any use made steps on a CPU take twice as long
-        torch.set_flush_denormal(True)
+        with _flushed_denormals():
+            return self._fit(stop)
+
+    def _fit(self, stop: Callable[[], bool]) -> Result:
         batches = iter(self._batches())
         main = self._accelerator.is_main_process
         writer = SummaryWriter(str(self._out / "tensorboard")) if main else None
@@ -349,6 +352,16 @@ class Trainer:
             self._ema.load_state_dict(checkpoint.ema)
         self._step, self._seconds = checkpoint.step, checkpoint.seconds
         self._steps_before, self._minutes_before = checkpoint.steps_before, checkpoint.minutes_before
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Gradients far below any use made steps on a CPU take twice as long; what comes after is not touched."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _native_precision() -> str:

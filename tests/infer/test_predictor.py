@@ -220,7 +220,7 @@ def test_fast_moves_each_members_windows_by_its_own_share(
     for number, network in enumerate(predictor._networks):
         shift = [number * share % 1 for share in STAGGER]
         volume = torch.from_numpy(scan.array)
-        count += count_windows(volume.shape, 32, FAST_OVERLAP, shift)
+        count += count_windows(volume.shape, 32, FAST_OVERLAP)
 
         def score(windows: Tensor, network: nn.Module = network) -> Tensor:
             return torch.sigmoid(window_logits(network, windows))

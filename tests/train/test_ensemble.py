@@ -53,10 +53,10 @@ def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset:
     starts = {job.name: job.start for job in jobs}
     assert list(starts.items()) == [
         ("base", None),
-        ("fold0-hard", "base"),
-        ("fold0-smooth", "fold0-hard"),
-        ("fold1-hard", "base"),
-        ("fold1-smooth", "fold1-hard"),
+        ("fold0-hard", Path("base") / CHECKPOINT_NAME),
+        ("fold0-smooth", Path("fold0-hard") / CHECKPOINT_NAME),
+        ("fold1-hard", Path("base") / CHECKPOINT_NAME),
+        ("fold1-smooth", Path("fold1-hard") / CHECKPOINT_NAME),
     ]
     base, hard, smooth, *_ = (job.config for job in jobs)
     assert base.fold is None and base.preset.optimiser == tiny_preset.optimiser.model_copy(
@@ -65,6 +65,12 @@ def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset:
     assert smooth.preset.optimiser.max_lr == 1e-3 and smooth.started_from == "fold0-hard/checkpoint.pt"
     assert len({job.config.seed for job in jobs}) == len(jobs)
     assert hard.preset.anomalies == tiny_preset.anomalies
+    given = Path("/somewhere/brain/member.safetensors")
+    first = plan_ensemble(_recipe(tiny_preset), Region.BRAIN, 0, 1, given)[0]
+    assert first.start == given and first.config.started_from == "brain/member.safetensors"
+    assert first.config.preset.optimiser.max_lr == tiny_preset.optimiser.max_lr
+    with pytest.raises(UserError, match="ensemble"):
+        plan_ensemble(tiny_preset.model_copy(update={"ensemble": None}), Region.BRAIN, 0, 1)
 
 
 def test_an_ensemble_goes_on_where_it_was_cut_off(
@@ -95,6 +101,9 @@ def test_an_ensemble_goes_on_where_it_was_cut_off(
     assert [member.steps for member in manifest.members] == [3, 4, 3, 4]  # what they started from counts
     assert all(verify_member(weights / "brain", member) is None for member in manifest.members)
     assert (runs / "base" / CHECKPOINT_NAME).read_bytes() == begun["base"]
+    jobs = plan_ensemble(_recipe(tiny_preset, smooth_from_hard=True), Region.BRAIN, 7, 2)
+    with pytest.raises(UserError, match="seed 0"):
+        go()  # what is finished there is another ensemble
     left = material.split.folds[1]
     seen = {scan.name for scan in material.training(1, jobs[3].config.place)}
     assert seen and not seen & {*left, *material.split.set_aside}

@@ -142,6 +142,7 @@ def test_training_lowers_the_loss(scans: list[CachedScan], tiny_run: RunConfig, 
     trainer._train_step = spy  # type: ignore[method-assign]
     assert trainer.fit().finished
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    assert float(torch.tensor(1e-40) * 1) > 0  # what is not training keeps its small numbers
 
 
 def test_the_autocast_outlives_a_checkpoint(scans: list[CachedScan], tiny_run: RunConfig, out: Path) -> None:
