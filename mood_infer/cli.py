@@ -115,7 +115,7 @@ def predict(
     """Score scans: for each one a map (pixel) or a text file with one number (sample).
 
     One bad file never stops the rest. What is already there, whole and of the same weights, is not redone.
-    Under torchrun the processes share the scans; each prints those it did.
+    Under torchrun the processes of one machine share the scans; each prints those it did.
     """
     console = _console()
     scans = find_scans(source)
@@ -197,4 +197,6 @@ def _console() -> Console:
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    for either in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(either, signal.SIG_IGN)  # a second one must not cut the clean-up short
     raise SystemExit(128 + number)  # unwinds: half-written files are removed on the way

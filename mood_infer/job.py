@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import nibabel as nib
@@ -111,16 +111,37 @@ class _Passage:
 
 
 class _Background(Thread):
-    """Takes a scan through one stage, beside the caller."""
+    """Takes a scan through one stage, beside the caller.
+
+    Ask ``done`` whether it has ended: after a signal during ``join``, CPython 3.11 takes a thread that still
+    runs for ended.
+    """
 
     def __init__(self, stage: Callable[[_Passage], None], passage: _Passage) -> None:
         super().__init__(target=stage, args=(passage,), daemon=True)
         self.passage = passage
-        self.start()
+        self.done = Event()
+        self._unwanted = False
 
     def run(self) -> None:
-        with contextlib.suppress(SystemExit):  # see _stop
-            super().run()
+        try:
+            with contextlib.suppress(SystemExit):  # see stop
+                if not self._unwanted:
+                    super().run()
+        finally:
+            self.done.set()
+
+    def stop(self) -> bool:
+        """End it as a signal ends the main thread: by an exception, which removes half-written files.
+
+        Returns:
+            Whether it is still to end; one that a signal kept from its start never does anything.
+        """
+        self._unwanted = True
+        if self.ident is None or self.done.is_set():
+            return False
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
+        return True
 
 
 @dataclass(frozen=True)
@@ -171,8 +192,8 @@ class Job:
 
         def settle(wait: bool = True) -> None:
             nonlocal writer
-            if writer is not None and (wait or not writer.is_alive()):
-                writer.join()
+            if writer is not None and (wait or writer.done.is_set()):
+                writer.done.wait()
                 outcomes.append(writer.passage.outcome())
                 writer = None
                 watcher.ends(outcomes[-1])
@@ -181,24 +202,34 @@ class Job:
             settle(wait=False)
             watcher.advances(windows, of)
 
-        def read_next() -> _Background | None:
+        # a thread is known before it is started: a signal in between must not lose it
+
+        def read_next() -> None:
+            nonlocal reader
             index = next(order, None)
-            return None if index is None else _Background(self._read, self._passage(scans[index], index))
+            reader = None if index is None else _Background(self._read, self._passage(scans[index], index))
+            if reader is not None:
+                reader.start()
+
+        def write(passage: _Passage) -> None:
+            nonlocal writer
+            writer = _Background(self._write, passage)
+            writer.start()
 
         order = share.order(scans)
         try:
-            reader = read_next()
+            read_next()
             while reader is not None:
                 passage = reader.passage
                 ours = share.take(passage.scan)
                 if ours:
                     watcher.begins(passage.scan, passage.index, len(scans))
-                reader.join()
-                reader = read_next()
+                reader.done.wait()
+                read_next()
                 if ours:
                     self._score(passage, advances)
                     settle()
-                    writer = _Background(self._write, passage)
+                    write(passage)
             settle()
         finally:
             _stop(reader, writer)
@@ -286,15 +317,12 @@ def _sentence(scan: Path, error: Exception) -> str:
     return f"{scan.name}: {type(error).__name__}: {error}; report this."
 
 
-def _stop(*threads: Thread | None) -> None:
-    """End threads as a signal ends the main one: by an exception, which removes half-written files."""
-    running = [thread for thread in threads if thread is not None and thread.is_alive()]
-    for thread in running:
-        ident = ctypes.c_ulong(thread.ident or 0)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+def _stop(*threads: _Background | None) -> None:
+    """End threads and wait for them, but no longer than ``PATIENCE``."""
+    running = [thread for thread in threads if thread is not None and thread.stop()]
     deadline = time.monotonic() + PATIENCE
     for thread in running:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        thread.done.wait(max(0.0, deadline - time.monotonic()))
 
 
 def remove_partial_files(folder: Path) -> None:

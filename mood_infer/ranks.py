@@ -1,9 +1,10 @@
-"""Several processes on one folder of scans, started by ``torchrun``: who does which scan.
+"""Several processes of one machine on one folder of scans, started by ``torchrun``: who does which scan.
 
 The ranks agree through the launcher's own key-value store; they send each other nothing else. A rank takes
 the next scan when it has room for one, so a slow scan holds nobody up.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,10 @@ import torch
 from torch.distributed import PrefixStore, Store, is_torchelastic_launched  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from mood_infer.errors import UserError
+
 POLL_SECONDS = 0.2
+LEAVE_SECONDS = 3600.0  # more than the last scan of any rank takes
 
 
 class Share:
@@ -35,11 +39,11 @@ class Share:
         action()
 
     def leave(self) -> None:
-        """Wait until every process has come this far."""
+        """Wait until every process has come this far, or long enough."""
 
 
 class RankShare(Share):
-    """The scans of one of many ranks.
+    """The scans of one of many ranks on one machine.
 
     A scan is first assigned, by counting, so that it can be read ahead, and taken when its scoring begins.
     When all are assigned, a rank without work takes those not begun: behind a slow scan, or of a dead rank.
@@ -69,17 +73,28 @@ class RankShare(Share):
     def leave(self) -> None:
         """A rank that ends with an error ends all others, so those who have met one wait for the rest."""
         self._store.add("ended", 1)
-        self._wait("ended", self._ranks)
+        self._wait("ended", self._ranks, LEAVE_SECONDS)
 
-    def _wait(self, key: str, count: int) -> None:
-        while self._store.add(key, 0) < count:
+    def _wait(self, key: str, count: int, seconds: float = math.inf) -> None:
+        deadline = time.monotonic() + seconds
+        while self._store.add(key, 0) < count and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)  # the store's own waiting does not listen to signals
 
 
 def join() -> Share:
-    """What ``torchrun`` left to this process, with a GPU of its own if there are enough; all, without it."""
+    """What ``torchrun`` left to this process, with a GPU of its own if there are enough; all, without it.
+
+    Raises:
+        UserError: the processes are on several machines, whose launchers do not restart them together.
+    """
     if not is_torchelastic_launched():
         return Share()
+    machines = int(os.environ["GROUP_WORLD_SIZE"])
+    if machines > 1:
+        raise UserError(
+            f"torchrun runs on {machines} machines, but only processes of one machine share scans; "
+            "give each a torchrun --standalone with a part of the scans and an output folder of its own."
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, ranks = next(rendezvous("env://"))

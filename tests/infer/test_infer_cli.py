@@ -186,6 +186,53 @@ def test_sigterm_ends_soon_and_leaves_no_half_file(
         assert np.isfinite(np.asarray(nib.load(path).dataobj)).all()
 
 
+SLOW_DISK = """
+import sys, time
+from mood_infer import cli, job
+from mood_infer.volume import write_atomically
+
+def fill(partial):
+    while True:
+        partial.write_bytes(b"half")
+        time.sleep(0.3)
+
+job.write_map = lambda path, *_: write_atomically(path, fill)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)],
+    ids=["term", "term-term", "int-term"],
+)
+def test_signals_while_the_last_scan_is_written_leave_no_half_file(
+    signals: tuple[signal.Signals, ...], scans: Path, weights: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = ["predict", scans / "a.nii.gz", output, *options(weights)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DISK, *map(str, command)],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in output.glob(f"{PARTIAL_PREFIX}*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.1)  # nothing is left to score: the main thread waits for the writer
+    begin = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.02)
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 5
+    assert process.returncode == 128 + signals[0]
+    assert b"Traceback" not in errors
+    assert list(output.iterdir()) == []
+
+
 @pytest.mark.parametrize(("mode", "region"), SCRIPTS)
 def test_the_scripts_are_posix_executable_and_name_their_task(mode: Mode, region: Region) -> None:
     script = ROOT / f"run_{mode}_{region}.sh"

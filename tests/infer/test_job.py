@@ -1,11 +1,12 @@
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, active_count
+from threading import Event
 from typing import Any
 
 import nibabel as nib
@@ -416,8 +417,9 @@ def test_what_fails_in_a_thread_hurts_its_scan_alone(
     }
 
 
+@pytest.mark.parametrize("where", ["scoring the next", "starting to write"])
 def test_a_signal_ends_the_threads_too_and_no_half_file_stays(
-    predictor: Predictor, four: list[Path], output: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, predictor: Predictor, four: list[Path], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing = Event()
 
@@ -436,12 +438,32 @@ def test_a_signal_ends_the_threads_too_and_no_half_file_stays(
             assert writing.wait(20)
             raise SystemExit(143)  # as the command's signal handler
 
+    class Interrupted(job_module._Background):
+        def start(self) -> None:
+            writes = self.passage.anomalies is not None
+            super().start()
+            if writes:
+                assert writing.wait(20)
+                raise SystemExit(143)
+
+    if where == "starting to write":
+        monkeypatch.setattr(job_module, "_Background", Interrupted)
     stages = Stages(monkeypatch, on)
     monkeypatch.setattr(job_module, "write_map", endless)
-    threads = active_count()
     begin = time.monotonic()
     with pytest.raises(SystemExit):
         Job(predictor, Mode.PIXEL, output).run(four, stages)
     assert time.monotonic() - begin < 5
-    assert active_count() == threads
+    threads = [thread for thread in threading.enumerate() if isinstance(thread, job_module._Background)]
+    assert all(thread.done.is_set() for thread in threads)
     assert names(output) == set()
+
+
+def test_a_thread_that_is_stopped_before_its_start_does_nothing(tmp_path: Path) -> None:
+    called: list[object] = []
+    thread = job_module._Background(called.append, job_module._Passage(tmp_path, 0, tmp_path))
+    begin = time.monotonic()
+    job_module._stop(thread)
+    assert time.monotonic() - begin < job_module.PATIENCE / 2  # there is nothing to wait for
+    thread.start()
+    assert thread.done.wait(20) and not called

@@ -1,15 +1,18 @@
 """Real processes under torchrun; and the shares of ranks that are threads on one real store."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
+from mood_infer import ranks
 from mood_infer.challenge import Mode, Region
 from mood_infer.job import Job, Watcher
 from mood_infer.predictor import Predictor
@@ -49,6 +52,21 @@ def test_one_does_what_is_to_be_done_once(shares: list[RankShare]) -> None:
     for number, share in enumerate(shares):
         share.once(lambda number=number: done.append(number))  # type: ignore[misc]
     assert done == [0]
+
+
+@pytest.mark.parametrize("others", [0, RANKS - 1])
+def test_who_leaves_waits_for_the_others_but_not_for_ever(
+    others: int, shares: list[RankShare], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "LEAVE_SECONDS", 1.0)
+    leaving = [Thread(target=share.leave, daemon=True) for share in shares[: 1 + others]]
+    begin = time.monotonic()
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in leaving)
+    assert (time.monotonic() - begin >= 1) == (others == 0)
 
 
 def test_a_job_leaves_others_their_scans_and_their_files_in_progress(
@@ -134,6 +152,27 @@ def test_three_ranks_share_a_folder_and_a_bad_scan_ends_none_of_them(
         *(f"{name}.png" for name in alone),
         *(f"run-{rank}.json" for rank in range(RANKS)),
     }
+
+
+@pytest.mark.slow
+def test_several_machines_are_refused(scans: Path, weights: Path, tmp_path: Path) -> None:
+    """Two launchers that meet are two machines to the ranks."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test"]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        *command(scans, tmp_path / "out", weights),
+    ]
+    launchers = [start(words), start(words)]
+    for launcher in launchers:
+        _, errors = launcher.communicate(timeout=120)
+        assert launcher.returncode == 1
+        assert "torchrun runs on 2 machines" in errors and "exitcode  : 2" in errors
+    assert not maps(tmp_path / "out")
 
 
 @pytest.mark.slow
