@@ -1,6 +1,5 @@
 """From what was counted in each case to the numbers of a report."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from mood_eval.average_precision import (
     area_under_roc,
     average_precision,
     best_dice,
+    code_values,
     merge,
 )
 from mood_eval.objects import CaseObjects, recall_at, sizes_and_found
@@ -161,7 +161,7 @@ def _family(
             },
             "by_size": _by_size(judged, known),
         }
-    samples = [_sample_counts(one) for one in judged if one.sample is not None]
+    samples = _sample_counts(judged)
     if samples:
         numbers["sample_ap"] = average_precision(merge(samples))
         numbers["sample_interval"] = _interval(bootstrap(samples, runs, list_size))
@@ -198,9 +198,14 @@ def _by_size(judged: Sequence[Judged], known: dict[str, Case]) -> dict[str, Size
     return groups
 
 
-def _sample_counts(one: Judged) -> ScoreCounts:
-    score = math.nan if one.sample is None else one.sample
-    return ScoreCounts.of(np.array([score], np.float32), np.array([one.anomalous]), one.name)
+def _sample_counts(judged: Sequence[Judged]) -> list[ScoreCounts]:
+    """Counts of the sample scores' ranks: unlike voxels, the challenge compares them at full precision."""
+    scored = [one for one in judged if one.sample is not None]
+    _, ranks = np.unique([one.sample for one in scored], return_inverse=True)
+    return [
+        ScoreCounts.of(np.array([value], np.float16), np.array([one.anomalous]), one.name)
+        for one, value in zip(scored, code_values()[ranks], strict=True)
+    ]
 
 
 def _interval(spread: Spread) -> Interval:

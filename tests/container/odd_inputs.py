@@ -165,7 +165,7 @@ READABLE = (
         "thick.nii.gz",
         "5 mm slices",
         _thick,
-        "voxels are up to 5 mm long, the networks know 2 mm",
+        "voxels are up to 5 mm long, the networks know 1 mm",
     ),
     Odd("extra-axis.nii.gz", "a fourth axis of length 1", _extra_axis, alike=True),
     Odd("large.nii.gz", "256x256x256 in [0,1]", _large),

@@ -80,7 +80,7 @@ def test_numbers_are_the_organisers(made: tuple[Path, Index], predictions: Path)
         assert summary.per_type[kind] == pytest.approx(_reference(folder, predictions, names), abs=1e-12)
     samples = [float((predictions / f"{name}.txt").read_text().split()[0]) for name in seen]
     truths = [name not in _names(index, HEALTHY) for name in seen]
-    expected = average_precision_score(truths, np.array(samples, np.float16))
+    expected = average_precision_score(truths, samples)
     assert summary.sample_ap == pytest.approx(expected, abs=1e-12)
     assert summary.cases == 7 and summary.warnings == ()
     assert summary.pixel_interval is not None and summary.pixel_ap is not None
@@ -220,3 +220,12 @@ def test_numbers_survive_json(made: tuple[Path, Index], predictions: Path) -> No
     folder, index = made
     summary, _ = score(predictions, folder / "toy_label", index, runs=10)
     assert Summary.model_validate_json(summary.model_dump_json()) == summary
+
+
+def test_sample_scores_are_ranked_at_full_precision() -> None:
+    """0.6959 and 0.69593 are one number in float16."""
+    scores = {"a": (0.69590, False), "b": (0.69593, True), "c": (0.2, False), "d": (0.2, True)}
+    judged = [Judged(name, anomalous, None, score) for name, (score, anomalous) in scores.items()]
+    expected = average_precision_score([one.anomalous for one in judged], [one.sample for one in judged])
+    assert np.float16(0.69590) == np.float16(0.69593)
+    assert summarise(judged, None, runs=10).sample_ap == pytest.approx(expected, abs=1e-12)
