@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from mood_eval.page import Sources, render_page, worst_cases
 from mood_eval.scoring import find_predictions, score
-from mood_eval.summary import Summary
+from mood_eval.summary import Judged, Summary, summarise
 from mood_eval.validation_set import HEALTHY, Index, Recipe, make_set
 from mood_infer.challenge import Region, find_scans
 from mood_infer.errors import UserError
