@@ -104,15 +104,7 @@ def judge_cases(
                 report(made.case, len(cases), len(plan))
             for name, scored in score(made).items():
                 judged.setdefault(name, []).append(_judge(made, name, scored, objects))
-    index = Index(
-        region=recipe.region,
-        seed=recipe.seed,
-        spacing=recipe.spacing,
-        intensity=recipe.intensity,
-        healthy_repeats=recipe.repeat_healthy,
-        cases=tuple(sorted(cases, key=lambda case: case.name)),
-    )
-    return index, judged
+    return Index.of(recipe, cases), judged
 
 
 def _judge(made: Made, name: str, scored: Scored, objects: bool) -> Judged:

@@ -9,7 +9,7 @@ File names tell nothing about their content, so that any container can be judged
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,18 @@ class Index(_Record):
     intensity: IntensityRule
     healthy_repeats: bool
     cases: tuple[Case, ...]
+
+    @classmethod
+    def of(cls, recipe: "Recipe", cases: Iterable[Case]) -> "Index":
+        """The index of cases made by a recipe."""
+        return cls(
+            region=recipe.region,
+            seed=recipe.seed,
+            spacing=recipe.spacing,
+            intensity=recipe.intensity,
+            healthy_repeats=recipe.repeat_healthy,
+            cases=tuple(sorted(cases, key=lambda case: case.name)),
+        )
 
 
 @dataclass(frozen=True)
@@ -268,14 +280,7 @@ def make_set(scans: list[Path], out: Path, recipe: Recipe, workers: int = 2) -> 
 
     with ThreadPoolExecutor(workers) as pool:
         done = [case for part in pool.map(work, scans) for case in part]
-    index = Index(
-        region=recipe.region,
-        seed=recipe.seed,
-        spacing=recipe.spacing,
-        intensity=recipe.intensity,
-        healthy_repeats=recipe.repeat_healthy,
-        cases=tuple(sorted(done, key=lambda case: case.name)),
-    )
+    index = Index.of(recipe, done)
     _write_table(folder / "index.csv", index)
     # last, so that an index means a whole set
     text = index.model_dump_json(indent=1) + "\n"

@@ -76,9 +76,7 @@ def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_s
         if getattr(before, name) != getattr(config, name):
             value = getattr(before, name)
             raise UserError(f"{path}: was made with {name} {value}; give the same, or another --out.")
-    steps = {"steps": config.preset.optimiser.steps}
-    optimiser = before.preset.optimiser.model_copy(update=steps)
-    if before.preset.model_copy(update={"optimiser": optimiser}) != config.preset:
+    if before.with_optimiser(steps=config.preset.optimiser.steps).preset != config.preset:
         raise UserError(f"{path}: was made with another preset; give the same, or another --out.")
     if checkpoint.data_sha256 != data_sha256:
         raise UserError(f"{path}: was made with other scans; give the same, or another --out.")

@@ -22,6 +22,7 @@ Cache = Annotated[Path | None, typer.Option(help="Folder for prepared scans; by 
 Split = Annotated[
     Path | None, typer.Option(help="Split file; by default OUT/split.json, made from the seed.")
 ]
+StartFrom = Annotated[Path | None, typer.Option(help="First weights: a checkpoint, or a member.")]
 Precision = Annotated[str | None, typer.Option(help="no, bf16, fp16; by default what the device has.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that make samples.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU; by default all.")]
@@ -79,7 +80,7 @@ def fit(
     fold: Annotated[int, typer.Option(min=-1, help="Fold left out, 0-4; -1 trains on all five.")] = 0,
     edges: Annotated[str, typer.Option(help="hard or smooth.")] = "hard",
     split: Split = None,
-    start_from: Annotated[Path | None, typer.Option(help="First weights: a checkpoint, or a member.")] = None,
+    start_from: StartFrom = None,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End the schedule after this time.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
@@ -133,7 +134,7 @@ def ensemble(
     region: RegionOption = Region.BRAIN,
     preset: Preset = "compact",
     split: Split = None,
-    start_from: Annotated[Path | None, typer.Option(help="First weights: a checkpoint, or a member.")] = None,
+    start_from: StartFrom = None,
     precision: Precision = None,
     workers: Workers = 0,
     threads: Threads = None,
