@@ -106,6 +106,12 @@ def predict(
             help="For each scan, reading and writing not counted: use as many networks as there is time for.",
         ),
     ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="GB", help="One scan at a time, none that takes more; on a GPU, its memory too."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     report: Annotated[
         Path | None,
@@ -127,6 +133,7 @@ def predict(
     import torch
 
     from mood_infer.job import Job, State
+    from mood_infer.memory import GB, limit_gpu
     from mood_infer.predictor import Predictor
     from mood_infer.progress import Log
     from mood_infer.ranks import join
@@ -136,13 +143,16 @@ def predict(
         torch.set_num_threads(threads)
     share = join()
     predictor = Predictor.load(region, weights, device.value, speed=speed.value, time_limit=time_limit)
+    limit = None if max_memory is None else max_memory * GB
+    if limit is not None and predictor.device == "cuda":
+        limit_gpu(limit)
     pages = None
     if report is not None:
         settings = {"input": source, "output": output, "region": region, "mode": mode, "overwrite": overwrite}
-        settings |= {"speed": speed, "time_limit": time_limit}
+        settings |= {"speed": speed, "time_limit": time_limit, "max_memory": max_memory}
         texts = {name: str(value) for name, value in settings.items()}
         pages = Report(report, texts, share.record_name).open()
-    job = Job(predictor, mode, output, overwrite, pages)
+    job = Job(predictor, mode, output, overwrite, pages, limit)
     with Log(console, bar=share.alone) as log:
         outcomes = job.run(scans, log, share)
     if pages is not None:

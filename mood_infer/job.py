@@ -19,6 +19,7 @@ import torch
 from mood_infer import __version__
 from mood_infer.challenge import Mode, output_path
 from mood_infer.errors import ScanError, UserError
+from mood_infer.memory import check_fits
 from mood_infer.predictor import AnomalyMap, Predictor
 from mood_infer.ranks import Share
 from mood_infer.report import Report
@@ -154,6 +155,8 @@ class Job:
         output: the folder for them; it exists. Nothing is written elsewhere.
         overwrite: make outputs again that are whole and of the same weights.
         report: makes a picture of each scan, if any.
+        max_memory: bytes. With it, scans are read, scored and written strictly one after another, and one
+            that would still take more is refused.
     """
 
     predictor: Predictor
@@ -161,6 +164,7 @@ class Job:
     output: Path
     overwrite: bool = False
     report: Report | None = None
+    max_memory: float | None = None
 
     @property
     def description(self) -> str:
@@ -173,8 +177,8 @@ class Job:
         """Score the scans one after another.
 
         While one is scored, one thread reads the next and another writes the one before. So at most three are
-        in memory: the voxels of the next, all that scoring takes, and the maps of the last. The watcher is
-        called by the caller's thread alone.
+        in memory: the voxels of the next, all that scoring takes, and the maps of the last. With a memory
+        limit it is only one. The watcher is called by the caller's thread alone.
 
         Args:
             scans: to score.
@@ -216,7 +220,7 @@ class Job:
             writer = _Background(self._write, passage)
             writer.start()
 
-        order = share.order(scans)
+        order, ahead = share.order(scans), self.max_memory is None
         try:
             read_next()
             while reader is not None:
@@ -225,11 +229,15 @@ class Job:
                 if ours:
                     watcher.begins(passage.scan, passage.index, len(scans))
                 reader.done.wait()
-                read_next()
+                if ahead:
+                    read_next()
                 if ours:
                     self._score(passage, advances)
                     settle()
                     write(passage)
+                if not ahead:
+                    settle()
+                    read_next()
             settle()
         finally:
             _stop(reader, writer)
@@ -244,6 +252,8 @@ class Job:
                 passage.state = State.SKIPPED
                 return
             _check_writable(passage.target)
+            if self.max_memory is not None:
+                check_fits(passage.scan, self.predictor.manifest.spacing, self.max_memory)
             passage.volume = read_volume(passage.scan)
 
     def _score(self, passage: _Passage, advances: Progress) -> None:

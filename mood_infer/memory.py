@@ -1,12 +1,53 @@
-"""Where a scan is computed, and how to go on with less when a GPU's memory runs out."""
+"""Where a scan is computed, how much memory it takes, and how to go on with less when a GPU's runs out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from mood_infer.errors import ScanError
+from mood_infer.grid import Grid, working_grid
+from mood_infer.volume import read_geometry
+
+# Measured peaks lie a little below: see tests/infer/test_memory.py.
+BASE_BYTES = 550e6  # Python, torch, ten networks of the preset `compact`, the features of a window
+SCAN_BYTES = 20  # for each voxel of the scan
+WORKING_BYTES = 24  # for each voxel of the working grid
+GB = 1e9
+
 Result = TypeVar("Result")
+
+
+def needed_bytes(scan: Grid, spacing: float) -> float:
+    """Resident memory that one scan alone takes at most, on a CPU, from file to map.
+
+    Args:
+        scan: the scan's own grid.
+        spacing: of the working grid, in mm.
+    """
+    voxels, working = math.prod(scan.shape), math.prod(working_grid(scan, spacing).shape)
+    return BASE_BYTES + SCAN_BYTES * voxels + WORKING_BYTES * working
+
+
+def check_fits(path: Path, spacing: float, limit: float) -> None:
+    """Refuse a scan that would take more than ``limit`` bytes, by its header alone.
+
+    Raises:
+        ScanError: it would, or its header cannot be read.
+    """
+    needed = needed_bytes(Grid(*read_geometry(path)), spacing)
+    if needed > limit:
+        text = f"it takes up to {needed / GB:.1f} GB of memory, and {limit / GB:g} GB are allowed"
+        raise ScanError(path, text, "crop it or allow more")
+
+
+def limit_gpu(limit: float) -> None:
+    """Let this process allocate no more than ``limit`` bytes of the current GPU; that costs time only."""
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,32 @@ def read_volume(path: Path) -> Volume:
     Raises:
         ScanError: the file is missing, broken, not NIfTI, empty, not 3D, or not of real scalars.
     """
+    image = _open(path)
+    try:
+        stored, header = read_to_the_end(path, type(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # truncated or corrupt data surfaces as one of isal, gzip, EOF, OS, Value
+        raise ScanError(path, "the voxel data is damaged or cut short", "copy the file again") from error
+    array, intensity_warnings = _finite(stored.reshape(stored.shape[:3]))
+    affine, geometry_warnings = _usable_affine(image, header)
+    return Volume(array, affine, header, intensity_warnings + geometry_warnings)
+
+
+def read_geometry(path: Path) -> tuple[tuple[int, int, int], Affine]:
+    """Shape and usable affine of a 3D scan, from its header alone.
+
+    Raises:
+        ScanError: the file is missing, not NIfTI, empty, not 3D, or not of real scalars.
+    """
+    image = _open(path)
+    affine, _ = _usable_affine(image, image.header)
+    x, y, z = image.shape[:3]
+    return (x, y, z), affine
+
+
+def _open(path: Path) -> Any:
+    """The image without its voxels."""
     try:
         with LoggingOutputSuppressor():  # what nibabel would say of the header is among our warnings
             image = nib.load(path)
@@ -64,15 +90,7 @@ def read_volume(path: Path) -> Volume:
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
         raise ScanError(path, f"a {type(image).__name__}, not NIfTI", "convert it to .nii.gz")
     _check_kind(path, image)
-    try:
-        stored, header = read_to_the_end(path, type(image))
-    except MemoryError:
-        raise
-    except Exception as error:  # truncated or corrupt data surfaces as one of isal, gzip, EOF, OS, Value
-        raise ScanError(path, "the voxel data is damaged or cut short", "copy the file again") from error
-    array, intensity_warnings = _finite(stored.reshape(stored.shape[:3]))
-    affine, geometry_warnings = _usable_affine(image, header)
-    return Volume(array, affine, header, intensity_warnings + geometry_warnings)
+    return image
 
 
 def read_to_the_end(path: Path, kind: Any) -> tuple[Array3D, Any]:

@@ -1,0 +1,124 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mood_infer.challenge import Mode, Region
+from mood_infer.errors import ScanError
+from mood_infer.grid import Grid
+from mood_infer.job import Job, State
+from mood_infer.memory import BASE_BYTES, GB, SCAN_BYTES, WORKING_BYTES, check_fits, limit_gpu, needed_bytes
+from mood_infer.predictor import Predictor
+from mood_infer.volume import read_geometry
+
+
+def write_scan(path: Path, shape: tuple[int, int, int], spacing: float, dtype: type) -> Path:
+    """A block of noise in raw units in empty space, with thick slices or thin ones."""
+    array = np.zeros(shape, dtype)
+    inner = tuple(slice(n // 4, n - n // 4) for n in shape)
+    array[inner] = np.random.default_rng(0).integers(20, 130, array[inner].shape)
+    nib.save(nib.Nifti1Image(array, np.diag([1, 1, spacing, 1])), path)
+    return path
+
+
+def test_needed_bytes_by_hand() -> None:
+    grid = Grid((10, 20, 31), np.diag([2.0, 2.0, 1.0, 1.0]))
+    # 18 x 38 x 30 mm between the outermost centres
+    expected = BASE_BYTES + SCAN_BYTES * 10 * 20 * 31 + WORKING_BYTES * 10 * 20 * 16
+    assert needed_bytes(grid, 2.0) == expected
+
+
+def test_the_geometry_is_that_of_the_header(tmp_path: Path) -> None:
+    path = write_scan(tmp_path / "a.nii.gz", (9, 8, 7), 3.0, np.int16)
+    shape, affine = read_geometry(path)
+    assert shape == (9, 8, 7)
+    np.testing.assert_array_equal(affine, np.diag([1, 1, 3.0, 1]))
+
+
+def test_a_scan_too_large_is_refused_and_the_others_are_done(
+    weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    scans = [
+        make_scan(tmp_path / name, shape) for name, shape in (("a.nii", (40,) * 3), ("b.nii", (20,) * 3))
+    ]
+    output = tmp_path / "out"
+    output.mkdir()
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    limit = needed_bytes(Grid(*read_geometry(scans[0])), 1.0) - 1
+    large, small = Job(predictor, Mode.SAMPLE, output, max_memory=limit).run(scans)
+    assert large.state is State.FAILED and small.state is State.DONE
+    assert large.error == (
+        "a.nii: it takes up to 0.6 GB of memory, and 0.552816 GB are allowed; crop it or allow more."
+    )
+    check_fits(scans[0], 1.0, limit + 1)
+    with pytest.raises(ScanError, match="not a readable NIfTI file"):
+        check_fits(write_text(tmp_path / "c.nii"), 1.0, limit)
+
+
+def write_text(path: Path) -> Path:
+    path.write_text("no scan")
+    return path
+
+
+def test_with_a_limit_no_scan_waits_beside_another(
+    weights: Path, make_scan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading, scoring and writing come strictly in turn, and the maps are the same."""
+    scans = [make_scan(tmp_path / f"{name}.nii", (24, 24, 24), seed) for seed, name in enumerate("abc")]
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    order: list[str] = []
+    maps = []
+    for limit in (None, 10 * GB):
+        output = tmp_path / f"out{limit}"
+        output.mkdir()
+        with monkeypatch.context() as patch:
+            for stage in ("_read", "_score", "_write"):
+                patch.setattr(Job, stage, _noted(order, stage, getattr(Job, stage)))
+            order.clear()
+            Job(predictor, Mode.PIXEL, output, max_memory=limit).run(scans)
+        maps.append({path.name: path.read_bytes() for path in output.iterdir()})
+    assert order == [f"{edge} {stage}" for stage in ("_read", "_score", "_write") for edge in "+-"] * 3
+    assert maps[0] == maps[1] and len(maps[0]) == 3
+
+
+def _noted(order: list[str], stage: str, work: Callable[..., None]) -> Callable[..., None]:
+    def noted(*arguments: object) -> None:
+        order.append(f"+ {stage}")
+        work(*arguments)
+        order.append(f"- {stage}")
+
+    return noted
+
+
+def test_the_gpu_gets_its_share_and_never_more_than_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 8 * 10**9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    limit_gpu(2 * GB)
+    limit_gpu(20 * GB)
+    assert shares == [0.25, 1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "spacing", "dtype"),
+    [((300, 300, 300), 1.0, np.float64), ((200, 200, 90), 5.0, np.int16)],
+    ids=["many voxels", "a large working grid"],
+)
+def test_the_peak_of_a_real_run_lies_below_what_is_said(
+    shape: tuple[int, int, int], spacing: float, dtype: type, weights: Path, tmp_path: Path
+) -> None:
+    path = write_scan(tmp_path / "a.nii.gz", shape, spacing, dtype)
+    needed = needed_bytes(Grid(*read_geometry(path)), 1.0)
+    words = [sys.executable, "-m", "mood_infer", "predict", path, tmp_path / "out", "--region", "brain"]
+    words += ["--mode", "pixel", "--weights", weights, "--max-memory", needed / GB, "--device", "cpu"]
+    process = subprocess.Popen(list(map(str, words)), stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    assert 0.5 * needed < usage.ru_maxrss * 1024 < needed
