@@ -103,6 +103,7 @@ class Predictor:
         self._manifest = manifest
         self._speed = speed
         self._overlap = FAST_OVERLAP if speed == "fast" else manifest.overlap
+        self._margin = MARGIN
         self._time_limit = time_limit
         self._clock = clock
         self._device = device
@@ -196,7 +197,7 @@ class Predictor:
         begin = self._clock()
         manifest = self._manifest
         image, grid = prepare(volume, manifest.intensity, manifest.spacing)
-        box = body_box(image, manifest.region, round(MARGIN * manifest.window))
+        box = body_box(image, manifest.region, round(self._margin * manifest.window))
         body, air = torch.from_numpy(image[box]), float(image.min())
         memory = Memory(self._room)
         with torch.inference_mode():

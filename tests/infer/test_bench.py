@@ -12,9 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import cases  # noqa: E402
+import overlaps  # noqa: E402
 import peer  # noqa: E402
 import stages  # noqa: E402
 
+from mood_eval.members import ENSEMBLE, evaluate_members  # noqa: E402
+from mood_eval.validation_set import Recipe  # noqa: E402
 from mood_infer import predictor as predictor_module  # noqa: E402
 from mood_infer.challenge import Region  # noqa: E402
 from mood_infer.predictor import Predictor  # noqa: E402
@@ -93,3 +96,20 @@ def test_stages_and_floor_are_of_the_whole_way(
     assert sum(one.count for one in passes.values()) >= 2 * 8  # windows of 32 at overlap 0.5
     assert all(one.seconds() > 0 for one in passes.values())
     assert predictor_module.window_logits is stages.window_logits
+
+
+def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
+    weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    scans = [make_scan(tmp_path / f"{name}.nii.gz", (76, 70, 48), seed) for seed, name in enumerate("ab")]
+    recipe = Recipe(Region.BRAIN, 0, {"healthy": 1, "uniform": 2})
+    rows = {
+        row.name: row
+        for row in overlaps.compare(scans, recipe, overlaps.Settable.load(Region.BRAIN, weights))
+    }
+    assert list(rows) == list(map(str, overlaps.SETTINGS)) and len(rows) == 9
+    expected = evaluate_members(scans, recipe, weights).rows[ENSEMBLE]
+    assert rows["shared 0.5"].pixel_ap == pytest.approx(expected.pixel_ap, abs=2e-3)
+    assert rows["shared 0.5"].sample_ap == expected.sample_ap
+    assert rows["shared 0.5"].ratio == 1 > rows["shared 0"].ratio
+    assert rows["staggered 0.125"].pixel_ap != rows["shared 0.125"].pixel_ap

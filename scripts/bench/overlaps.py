@@ -1,0 +1,123 @@
+"""What windows that overlap less cost in average precision, and save in time.
+
+``python scripts/bench/overlaps.py SCANS --region R --split FILE [--seed N] [--weights DIR] [--json FILE]``
+
+The same cases for all settings, made in memory from normal scans that no member was trained on. "shared": all
+members look at the same windows, as ``--speed exact`` does; "staggered": each has its own, as with ``--speed
+fast``. "whole grid" is the paper's way, windows over the air around the body too. The seconds are those of
+preparation and prediction, summed over the cases; settings take turns on each case.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mood_eval.split import judge_scans
+from mood_eval.summary import summarise
+from mood_eval.table import Scored, judge_cases
+from mood_eval.validation_set import Made, Recipe, default_counts
+from mood_infer.challenge import Region, find_scans
+from mood_infer.predictor import MARGIN, Predictor, Speed
+from mood_train.folds import read_split
+
+OVERLAPS = (0.5, 0.25, 0.125, 0.0)
+WHOLE = 1e3  # windows around the body: the box is then the whole grid
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the windows stand.
+
+    Attributes:
+        speed: exact: shared by the members; fast: staggered.
+        overlap: of neighbouring windows, share of their side.
+        margin: around the body, in windows.
+    """
+
+    speed: Speed
+    overlap: float
+    margin: float = MARGIN
+
+    def __str__(self) -> str:
+        where = ", whole grid" if self.margin == WHOLE else ""
+        return f"{'staggered' if self.speed == 'fast' else 'shared'} {self.overlap:g}{where}"
+
+
+SETTINGS = (
+    Setting("exact", 0.5, WHOLE),
+    *(Setting("exact", overlap) for overlap in OVERLAPS),
+    *(Setting("fast", overlap) for overlap in OVERLAPS),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``ratio`` is of the seconds of shared windows at the paper's overlap."""
+
+    name: str
+    seconds: float
+    ratio: float
+    pixel_ap: float | None
+    sample_ap: float | None
+
+
+class Settable(Predictor):
+    """A predictor whose windows can be set anew for each scan."""
+
+    def use(self, setting: Setting) -> None:
+        """Place the windows by a setting from now on."""
+        self._speed, self._overlap, self._margin = setting.speed, setting.overlap, setting.margin
+
+
+def compare(scans: list[Path], recipe: Recipe, predictor: Settable) -> list[Row]:
+    """Judge all settings on all cases."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+
+    def score(made: Made) -> dict[str, Scored]:
+        scored = {}
+        for setting in SETTINGS:
+            predictor.use(setting)
+            result = predictor.predict(made.image)
+            seconds[str(setting)].append(result.seconds)
+            scored[str(setting)] = Scored(result.working, result.grid, result.sample_score)
+        return scored
+
+    index, judged = judge_cases(scans, recipe, score, objects=False)
+    total = {name: sum(taken) for name, taken in seconds.items()}
+    base = total[str(Setting("exact", OVERLAPS[0]))]
+    summaries = {name: summarise(cases, index) for name, cases in judged.items()}
+    return [
+        Row(name, total[name], total[name] / base, summary.pixel_ap, summary.sample_ap)
+        for name, summary in summaries.items()
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("scans", type=Path)
+    parser.add_argument("--region", type=Region, choices=list(Region), required=True)
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    split = read_split(options.split, options.region)
+    scans = judge_scans(find_scans(options.scans), split, "set_aside")
+    recipe = Recipe(
+        options.region, options.seed, default_counts(options.region, "seen", len(scans), len(scans))
+    )
+    rows = compare(scans, recipe, Settable.load(options.region, options.weights))
+    print("| windows | seconds | of shared 0.5 | pixel AP | sample AP |\n|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row.name} | {row.seconds:.1f} | {row.ratio:.2f} | {row.pixel_ap:.4f} | {row.sample_ap:.4f} |"
+        )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
