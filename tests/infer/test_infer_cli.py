@@ -276,3 +276,15 @@ def test_predicting_does_not_import_matplotlib_and_does_not_spoil_it() -> None:
     """Its import wants a folder to write to, which a read-only container lacks."""
     code = "import sys, mood_infer.job\nassert 'matplotlib' not in sys.modules\nimport matplotlib.figure"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(("extra", "limit"), [((), "500.0"), (("--time-limit", "7"), "7.0")])
+def test_the_run_scripts_limit_the_time_unless_told(
+    extra: tuple[str, ...], limit: str, scans: Path, weights: Path, tmp_path: Path
+) -> None:
+    words = [ROOT / "run_sample_brain.sh", scans, tmp_path / "out", "--weights", weights, "--device", "cpu"]
+    words += ["--report", tmp_path / "report", *extra]
+    environment = os.environ | {"PYTHON": sys.executable}
+    subprocess.run(list(map(str, words)), env=environment, check=True, capture_output=True)
+    record = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert record["settings"]["time_limit"] == limit
