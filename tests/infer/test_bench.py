@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "bench"))
 
 import cases  # noqa: E402
+import folder  # noqa: E402
 import overlaps  # noqa: E402
 import peer  # noqa: E402
 import stages  # noqa: E402
@@ -113,3 +114,10 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
     assert rows["shared 0.5"].sample_ap == expected.sample_ap
     assert rows["shared 0.5"].ratio == 1 > rows["shared 0"].ratio
     assert rows["staggered 0.125"].pixel_ap != rows["shared 0.125"].pixel_ap
+
+
+def test_both_jobs_of_a_folder_write_the_same_maps(tmp_path: Path) -> None:
+    rows = folder.compare(tmp_path, cases.Size.parse("64"), 1, 2)
+    made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in list(rows)[1:]]
+    assert list(rows)[0] == "ensemble alone" and all(taken > 0 for taken in rows.values())
+    assert made[0] == made[1] and set(made[0]) == {"00.nii.gz", "01.nii.gz"}

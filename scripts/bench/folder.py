@@ -1,0 +1,71 @@
+"""Whether reading and writing hide behind computing: ``folder.py [--size SIZE] [--members N] [--scans N]``.
+
+Times a job over a folder of scans against the same scans, already in memory, through the ensemble alone, and
+against the same job with nothing read ahead or written behind. ``scripts/setup.sh`` sets up what this needs.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cases import Size, make_scan, make_weights
+
+from mood_infer.challenge import Mode
+from mood_infer.job import Job
+from mood_infer.predictor import Predictor
+from mood_infer.volume import read_volume
+
+NO_LIMIT = 1e18  # bytes; any limit at all makes a job strictly one after another
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of some work."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def compare(folder: Path, size: Size, members: int, scans: int) -> dict[str, float]:
+    """Seconds of the ensemble alone, of the job, and of the job without neighbours."""
+    make_weights(folder / "weights", size.region, members, "compact")
+    source = folder / "scans"
+    source.mkdir()
+    for number in range(scans):
+        make_scan(source / f"{number:02d}.nii.gz", size)
+    paths = sorted(source.iterdir())
+    predictor = Predictor.load(size.region, folder / "weights")
+    volume = read_volume(paths[0])
+    predictor.predict(volume)  # what is computed first is slow
+    rows = {"ensemble alone": seconds(lambda: [predictor.predict(volume) for _ in paths])}
+    for name, limit in (("job", None), ("job, one after another", NO_LIMIT)):
+        output = folder / name
+        output.mkdir()
+        job = Job(predictor, Mode.PIXEL, output, max_memory=limit)
+        rows[name] = seconds(lambda job=job: job.run(paths))  # type: ignore[misc]
+    return rows
+
+
+def main() -> None:
+    """Print a table, and JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=Size.parse, default=Size.parse("256"))
+    parser.add_argument("--members", type=int, default=10)
+    parser.add_argument("--scans", type=int, default=20)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare(Path(folder), options.size, options.members, options.scans)
+    base = rows["ensemble alone"]
+    print(f"{options.scans} scans, {options.size}, {options.members} members\n")
+    print("| what | seconds | of the ensemble alone |\n|---|---|---|")
+    for name, taken in rows.items():
+        print(f"| {name} | {taken:.1f} | {taken / base:.3f} |")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
