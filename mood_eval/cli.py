@@ -1,4 +1,4 @@
-"""The command line: ``mood-eval make-set``, ``score``, ``members``, ``baselines``, ``ablation``, ``rank``.
+"""The command line of ``mood-eval``: make-set, score, members, normal-scores, baselines, ablation, rank.
 
 Exit codes: 0 done, 2 the command cannot be run as given, 75 stopped by a signal and can be resumed.
 """
@@ -201,6 +201,28 @@ def members(
     chosen = _scans(scans, region, split, part)
     recipe = _one_each(region, seed, family, len(chosen), each)
     _write_scores(evaluate_members(chosen, recipe, weights, device.value, _say_case), json_file, markdown)
+
+
+@app.command("normal-scores")
+def normal_scores(
+    scans: Annotated[
+        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, held out of training.")
+    ],
+    region: RegionOption,
+    split: SplitOption = None,
+    part: PartOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+) -> None:
+    """Score normal scans and store their sample scores with the weights, to compare new ones with."""
+    from mood_eval.normal import store_normal_scores
+
+    def say(scan: Path, score: float) -> None:
+        _console().print(f"{scan.name}: {score:.4f}")
+
+    chosen = _scans(scans, region, split, part)
+    found = store_normal_scores(chosen, region, weights, device.value, say)
+    typer.echo(f"{len(found)} normal scans score {found[0]:.4f} to {found[-1]:.4f}; stored in the manifest")
 
 
 @app.command()

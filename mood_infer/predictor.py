@@ -10,6 +10,7 @@ have a time limit, and a GPU that is too small costs time, not the result.
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class AnomalyMap:
         seconds: wall time of preparation and prediction.
         warnings: one sentence for each reason to doubt the scores.
         complete: whether time was enough for every member, with the windows as close as they should be.
+        normal_scores: sample scores that this very ensemble gave normal scans, rising; none if unknown.
     """
 
     working: Array3D
@@ -72,6 +74,7 @@ class AnomalyMap:
     seconds: float
     warnings: tuple[str, ...] = ()
     complete: bool = True
+    normal_scores: tuple[float, ...] = ()
 
     @cached_property
     def scores(self) -> Array3D:
@@ -82,6 +85,13 @@ class AnomalyMap:
     def sample_score(self) -> float:
         """One score in [0,1] for the whole scan (paper, section 2.4), from the working grid."""
         return sample_score(self.working)
+
+    @property
+    def share_of_normal_below(self) -> float | None:
+        """Share in [0,1] of the known normal scans with a lower sample score; None where none are known."""
+        if not self.normal_scores:
+            return None
+        return bisect_left(self.normal_scores, self.sample_score) / len(self.normal_scores)
 
 
 class Predictor:
@@ -153,7 +163,8 @@ class Predictor:
             chosen = tuple(member for member in manifest.members if member.file in members)
             if unknown := set(members) - {member.file for member in chosen}:
                 raise WeightsError(f"{folder}: no member {min(unknown)}; choose among those in the manifest.")
-            manifest = manifest.model_copy(update={"members": chosen})
+            if chosen != manifest.members:
+                manifest = manifest.with_members(chosen)
         if not manifest.members:
             raise WeightsError(f"{folder}: the ensemble has no members; train and export at least one.")
         networks = [fold_norms(load_member(folder, manifest, member)) for member in manifest.members]
@@ -212,7 +223,10 @@ class Predictor:
         warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
         seconds = self._clock() - begin
-        return AnomalyMap(working, image, grid, scan_grid(volume), files, seconds, warnings, not late)
+        # the normal scans were scored exactly and by all members
+        comparable = self._speed == "exact" and not late
+        normal = manifest.normal_scores if comparable else ()
+        return AnomalyMap(working, image, grid, scan_grid(volume), files, seconds, warnings, not late, normal)
 
     def _mean(
         self,

@@ -51,4 +51,7 @@ def describe(outcome: Outcome) -> str:
         return f"failed: {outcome.error}"
     if outcome.state is State.SKIPPED:
         return f"{outcome.scan.name}: skipped, its result is there already"
-    return f"{outcome.scan.name}: done in {outcome.seconds:.1f} s, sample score {outcome.sample_score:.4f}"
+    text = f"{outcome.scan.name}: done in {outcome.seconds:.1f} s, sample score {outcome.sample_score:.4f}"
+    if outcome.share_of_normal_below is None:
+        return text
+    return f"{text}, higher than {100 * outcome.share_of_normal_below:.0f} % of the normal scans seen"

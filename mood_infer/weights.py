@@ -81,6 +81,8 @@ class Manifest(_Record):
         overlap: of neighbouring windows, share of the side in [0,1).
         sigma: of the windows' Gaussian weights, share of the side.
         members: in the order in which they run.
+        normal_scores: sample scores of normal scans that no member was trained on, rising; none if they were
+            not measured since the members last changed.
     """
 
     format: Literal[1] = 1
@@ -92,6 +94,7 @@ class Manifest(_Record):
     overlap: float = Field(default=0.5, ge=0, lt=1)
     sigma: float = Field(default=0.125, gt=0)
     members: tuple[Member, ...]
+    normal_scores: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -99,11 +102,18 @@ class Manifest(_Record):
             raise ValueError(f"window {self.window} is not a multiple of {self.network.divisor}")
         if len({member.file for member in self.members}) != len(self.members):
             raise ValueError("two members share a file")
+        if list(self.normal_scores) != sorted(self.normal_scores):
+            raise ValueError("normal_scores must rise")
         return self
 
     def digest(self) -> str:
         """12 hex digits that change whenever anything that shapes the maps does."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        shaping = self.model_dump_json(exclude={"normal_scores"})
+        return hashlib.sha256(shaping.encode()).hexdigest()[:12]
+
+    def with_members(self, members: tuple[Member, ...]) -> "Manifest":
+        """The same with other members; the scores of normal scans were those of the ones before."""
+        return self.model_copy(update={"members": members, "normal_scores": ()})
 
 
 def find_weights(region: Region, folder: Path | None = None) -> Path:

@@ -77,9 +77,9 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
     if not (folder / MANIFEST_NAME).exists():
         return fresh
     present = read_manifest(folder)
-    if present.model_copy(update={"members": fresh.members}) != fresh:
+    if present.with_members(fresh.members) != fresh:
         raise UserError(f"{folder}: holds weights of another network, grid or rule; export elsewhere.")
     others = [other for other in present.members if other.file != member.file]
     # hard and smooth take turns, so that the first few members already are a balanced ensemble
     members = sorted([*others, member], key=lambda each: (-1 if each.fold is None else each.fold, each.edges))
-    return present.model_copy(update={"members": tuple(members)})
+    return present.with_members(tuple(members))

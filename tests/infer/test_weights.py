@@ -152,6 +152,18 @@ def test_the_digest_changes_with_what_shapes_the_maps(folder: Path, tmp_path: Pa
     changes = ({"overlap": 0.25}, {"spacing": 2.0}, {"sigma": 0.2}, {"members": manifest.members[:1]})
     digests = {manifest.model_copy(update=change).digest() for change in changes}
     assert len(digests | {manifest.digest()}) == 5
+    assert manifest.model_copy(update={"normal_scores": (0.1, 0.2)}).digest() == manifest.digest()
+
+
+def test_the_scores_of_normal_scans_rise_and_go_with_the_members(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    known = manifest.model_copy(update={"normal_scores": (0.1, 0.2)})
+    write_manifest(folder, known)
+    assert read_manifest(folder) == known
+    assert known.with_members(manifest.members) == manifest
+    edit(folder, normal_scores=[0.2, 0.1])
+    with pytest.raises(WeightsError, match="normal_scores must rise"):
+        read_manifest(folder)
 
 
 def test_where_weights_are_looked_for(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,42 @@
+"""How high normal scans score: stored with the weights, so that a new scan's score can be read against it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mood_infer.challenge import Region
+from mood_infer.predictor import Device, Predictor
+from mood_infer.volume import read_volume
+from mood_infer.weights import find_weights, write_manifest
+
+
+def store_normal_scores(
+    scans: Sequence[Path],
+    region: Region,
+    weights: Path | None = None,
+    device: Device = "auto",
+    report: Callable[[Path, float], None] = lambda _scan, _score: None,
+) -> tuple[float, ...]:
+    """Score normal scans with the whole ensemble and write their sample scores into its manifest.
+
+    Args:
+        scans: normal scans, none of which any member was trained on.
+        region: what they show.
+        weights: folder of the weights; see :func:`mood_infer.weights.find_weights`.
+        device: where the networks run.
+        report: called after each scan with its score.
+
+    Returns:
+        The sample scores in [0,1], rising.
+
+    Raises:
+        UserError: a scan or the weights cannot be used; nothing is written.
+    """
+    folder = find_weights(region, weights)
+    predictor = Predictor.load(region, folder, device)
+    scores = []
+    for scan in scans:
+        scores.append(predictor.predict(read_volume(scan)).sample_score)
+        report(scan, scores[-1])
+    rising = tuple(sorted(scores))
+    write_manifest(folder, predictor.manifest.model_copy(update={"normal_scores": rising}))
+    return rising
