@@ -27,7 +27,7 @@ from mood_eval.unseen import UnseenKind, make_unseen, unseen_kinds
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.grid import Grid
-from mood_infer.intensity import CurveRule, IntensityRule, MedianRule, to_unit
+from mood_infer.intensity import CurveRule, IntensityRule, QuartileRule, to_unit
 from mood_infer.preparation import prepare, scan_grid
 from mood_infer.volume import Volume, read_volume, write_atomically
 
@@ -139,14 +139,14 @@ class Recipe:
     repeat_healthy: bool = False
 
     @property
-    def intensity(self) -> MedianRule | CurveRule:
+    def intensity(self) -> QuartileRule | CurveRule:
         """The region's default rule; scans in [0,1] pass it untouched."""
         return default_rule(self.region)
 
 
-def default_rule(region: Region) -> MedianRule | CurveRule:
+def default_rule(region: Region) -> QuartileRule | CurveRule:
     """The rule that takes a region's raw scans to [0,1]."""
-    return MedianRule() if region is Region.BRAIN else CurveRule()
+    return QuartileRule() if region is Region.BRAIN else CurveRule()
 
 
 def default_counts(

@@ -6,28 +6,49 @@ Scans already in [0,1], as the challenge hands them out, pass untouched (paper, 
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mood_infer.volume import Array3D
 
+DARKEST_TISSUE = 1e-3
 
-class MedianRule(BaseModel):
-    """Raw MR: the median of the voxels above 0 goes to a fixed value, everything above 1 is cut off.
 
-    The median, and not a high percentile, because a bright anomaly must not darken the rest.
+class QuartileRule(BaseModel):
+    """Raw MR: the quartiles of the voxels above 0 go to fixed values; what lands outside [0,1] is cut off.
+
+    The median and the distance between the outer quartiles, and no high percentile, because a bright anomaly
+    must not darken the rest. The distance, because scanners differ in contrast as much as in scale. Tissue
+    stays above 0, which is left to the background.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: Literal["mr-median"] = "mr-median"
+    name: Literal["mr-quartiles"] = "mr-quartiles"
     median_to: float = Field(default=0.45, gt=0, lt=1)
+    spread_to: float = Field(default=0.285, gt=0, lt=1)
 
     def apply(self, array: Array3D) -> Array3D:
         """(X, Y, Z) raw MR to [0,1]; all zeros where no voxel is above 0."""
         tissue = array[array > 0]
         if tissue.size == 0:
             return np.zeros_like(array)
-        white = np.float32(min(float(np.median(tissue)) / self.median_to, float(np.finfo(np.float32).max)))
-        return np.clip(array, 0, white) / white  # cut first: a product could overflow
+        median, scale = self.median_and_scale(tissue)
+        # in place: a scan may have 10^8 voxels; a product that overflows is cut off all the same
+        with np.errstate(over="ignore"):
+            scaled = array - np.float32(median)
+            scaled *= np.float32(scale)
+        scaled += np.float32(self.median_to)
+        np.clip(scaled, DARKEST_TISSUE, 1, out=scaled)
+        scaled[array <= 0] = 0
+        return scaled
+
+    def median_and_scale(self, tissue: NDArray[np.float32]) -> tuple[float, float]:
+        """Median in raw units, and what a raw unit is in [0,1]; by the median where all tissue is alike."""
+        low, median, high = (float(value) for value in np.percentile(tissue, (25, 50, 75)))
+        smallest = float(np.finfo(np.float32).tiny)
+        if high - low > smallest:
+            return median, min(self.spread_to / (high - low), 1 / smallest)
+        return median, min(self.median_to / median, 1 / smallest)
 
 
 class CurveRule(BaseModel):
@@ -64,10 +85,10 @@ class UnitRule(BaseModel):
         return np.clip(array, 0, 1)
 
 
-IntensityRule = Annotated[MedianRule | CurveRule | UnitRule, Field(discriminator="name")]
+IntensityRule = Annotated[QuartileRule | CurveRule | UnitRule, Field(discriminator="name")]
 
 
-def to_unit(array: Array3D, rule: MedianRule | CurveRule | UnitRule) -> Array3D:
+def to_unit(array: Array3D, rule: IntensityRule) -> Array3D:
     """Scale a scan to [0,1] by a rule; a scan whose values all lie in [0,1] is returned as it is.
 
     Args:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.grid import Grid, resample, working_grid
-from mood_infer.intensity import CurveRule, MedianRule, UnitRule, to_unit
+from mood_infer.intensity import IntensityRule, to_unit
 from mood_infer.volume import Array3D, Volume
 
 MOST_VOXELS = 10**9  # of a working grid: a whole body at 1 mm has half of that
@@ -27,7 +27,7 @@ def scan_grid(volume: Volume) -> Grid:
     return Grid((x, y, z), volume.affine)
 
 
-def prepare(volume: Volume, rule: MedianRule | CurveRule | UnitRule, spacing: float) -> tuple[Array3D, Grid]:
+def prepare(volume: Volume, rule: IntensityRule, spacing: float) -> tuple[Array3D, Grid]:
     """Scale a scan to [0,1] and put it on the working grid (paper, section 3.1).
 
     Args:

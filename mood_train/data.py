@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from mood_infer.challenge import is_scan
 from mood_infer.errors import ScanError, UserError
-from mood_infer.intensity import MedianRule
+from mood_infer.intensity import QuartileRule
 from mood_infer.preparation import prepare
 from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
@@ -116,7 +116,7 @@ def _save(path: Path, array: NDArray[np.generic]) -> None:
 
 
 def _check_region(path: Path, volume: Volume, place: RegionConfig) -> None:
-    if isinstance(place.intensity, MedianRule) and volume.array.min() < HU_LIKE:
+    if isinstance(place.intensity, QuartileRule) and volume.array.min() < HU_LIKE:
         raise ScanError(path, f"reaches {volume.array.min():g}, as only CT does", "give --region abdom")
 
 

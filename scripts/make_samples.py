@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mood_eval.anomalies import Kind
 from mood_eval.validation_set import Case, Recipe, make_cases
 from mood_infer.challenge import Region
-from mood_infer.intensity import CurveRule, MedianRule
+from mood_infer.intensity import CurveRule, QuartileRule
 from mood_infer.volume import Array3D, read_volume
 
 PLANTED = {Region.BRAIN: (Kind.SHIFT, 7), Region.ABDOM: (Kind.UNIFORM, 2)}  # type and seed
@@ -24,7 +24,9 @@ PLANTED = {Region.BRAIN: (Kind.SHIFT, 7), Region.ABDOM: (Kind.UNIFORM, 2)}  # ty
 def raw_units(unit: Array3D, region: Region, raw: Array3D) -> NDArray[np.float64]:
     """Intensities in [0,1] back to the scan's own units."""
     if region is Region.BRAIN:
-        return unit * float(np.median(raw[raw > 0])) / MedianRule().median_to
+        rule = QuartileRule()
+        median, scale = rule.median_and_scale(raw[raw > 0])
+        return np.where(unit > 0, median + (unit.astype(np.float64) - rule.median_to) / scale, 0)
     curve = CurveRule()
     return np.interp(unit, curve.value, curve.hu)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mood_infer.challenge import Region
-from mood_infer.intensity import MedianRule
+from mood_infer.intensity import QuartileRule
 from mood_infer.network import NetworkConfig, build_network
 from mood_infer.weights import Manifest, Member, save_member, write_manifest
 
@@ -38,7 +38,7 @@ def make_weights() -> WeightsMaker:
             fields = {
                 "region": region,
                 "network": NetworkConfig(widths=WIDTHS),
-                "intensity": MedianRule(),
+                "intensity": QuartileRule(),
                 "spacing": 1.0,
                 "window": WINDOW,
                 "members": members,

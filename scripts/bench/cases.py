@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from mood_infer.challenge import Region
-from mood_infer.intensity import MedianRule, to_unit
+from mood_infer.intensity import QuartileRule, to_unit
 from mood_infer.network import NetworkConfig, build_network
 from mood_infer.volume import Array3D, read_volume
 from mood_infer.weights import find_weights, read_manifest, save_member, write_manifest
@@ -58,7 +58,7 @@ def make_scan(path: Path, size: Size) -> None:
     """Write the sample brain (in [0,1], 1 mm) or abdomen (HU, resampled), cut or padded about its middle."""
     if size.spacing is None:
         volume = read_volume(ROOT / "samples/brain/colin27.nii.gz")
-        array = to_unit(volume.array, MedianRule())
+        array = to_unit(volume.array, QuartileRule())
     else:
         volume = read_volume(ROOT / "samples/abdom/totalseg3mm.nii.gz")
         scale = float(np.linalg.norm(volume.affine[:3, 0])) / size.spacing

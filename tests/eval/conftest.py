@@ -10,7 +10,7 @@ from hypothesis import settings
 from scipy import ndimage
 
 from mood_infer.challenge import Region
-from mood_infer.intensity import MedianRule
+from mood_infer.intensity import QuartileRule
 from mood_infer.network import NetworkConfig, build_network
 from mood_infer.weights import Manifest, Member, save_member, write_manifest
 
@@ -83,7 +83,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = Manifest(
         region=Region.BRAIN,
         network=config,
-        intensity=MedianRule(),
+        intensity=QuartileRule(),
         spacing=4.0,
         window=32,
         members=tuple(members),

@@ -26,7 +26,7 @@ from mood_eval.summary import FamilySummary, Judged, Summary
 from mood_eval.validation_set import HEALTHY, Case, Index, Recipe, make_cases, plan_cases
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
-from mood_infer.intensity import MedianRule
+from mood_infer.intensity import QuartileRule
 from mood_infer.predictor import Predictor
 from mood_infer.weights import read_manifest
 from mood_train.config import load_preset
@@ -42,7 +42,7 @@ optimiser = { steps = 99, batch = 2, max_lr = 1e-3 }
 ensemble = { hard_steps = 1, smooth_steps = 1 }
 [regions.brain]
 spacing = 4.0
-intensity = { name = "mr-median" }
+intensity = { name = "mr-quartiles" }
 body_above = 0.0
 body_is_filled = false
 anomalies_in_body = true
@@ -318,7 +318,7 @@ def test_the_unsmoothed_ap_leaves_smoothed_and_unseen_cases_out() -> None:
         region=Region.BRAIN,
         seed=0,
         spacing=None,
-        intensity=MedianRule(),
+        intensity=QuartileRule(),
         healthy_repeats=False,
         cases=tuple(cases),
     )

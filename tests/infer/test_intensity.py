@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import TypeAdapter, ValidationError
 
-from mood_infer.intensity import CurveRule, IntensityRule, MedianRule, UnitRule, to_unit
+from mood_infer.intensity import CurveRule, IntensityRule, QuartileRule, UnitRule, to_unit
 
-RULES = [MedianRule(), CurveRule(), UnitRule()]
+RULES = [QuartileRule(), CurveRule(), UnitRule()]
 CUBES = hnp.array_shapes(min_dims=3, max_dims=3, max_side=4)
 
 
@@ -27,19 +27,33 @@ def test_all_input_lands_in_unit_and_keeps_its_order(rule: IntensityRule, array:
     assert (np.diff(result.ravel()[order]) >= 0).all()
 
 
-@given(st.floats(1.5, 1000))
-def test_the_median_of_tissue_goes_to_its_place(gain: float) -> None:
-    tissue = np.linspace(1, 3, 101, dtype=np.float32)
-    array = np.concatenate([np.zeros(99, np.float32), tissue]).reshape(2, 10, 10) * np.float32(gain)
-    result = to_unit(array, MedianRule())
-    np.testing.assert_allclose(result, np.clip(array / gain * 0.225, 0, 1), atol=1e-6)
+@given(gain=st.floats(0.1, 1000), offset=st.floats(0, 100))
+def test_the_quartiles_of_tissue_go_to_their_places(gain: float, offset: float) -> None:
+    """Whatever a scanner's scale and contrast."""
+    tissue = np.linspace(1, 3, 101)  # quartiles 1.5, 2, 2.5
+    array = np.concatenate([np.zeros(99), (tissue + offset) * gain]).reshape(2, 10, 10).astype(np.float32)
+    array[0, 0, 0] = -5  # no tissue, and no scan in [0,1]
+    result = to_unit(array, QuartileRule())
+    expected = np.concatenate([np.zeros(99), 0.45 + 0.285 * (tissue - 2)]).reshape(2, 10, 10)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
     bright = array.copy()
     bright[1, 9, 9] *= 1000  # one voxel, however bright, leaves the others as they are
-    np.testing.assert_allclose(to_unit(bright, MedianRule()).ravel()[:-1], result.ravel()[:-1], atol=1e-6)
+    np.testing.assert_allclose(to_unit(bright, QuartileRule()).ravel()[:-1], result.ravel()[:-1], atol=1e-6)
+
+
+def test_tissue_stays_above_the_background() -> None:
+    array = np.array([0, -1, 0.1, 100, 101, 102, 103, 500], np.float32).reshape(2, 2, 2)
+    result = to_unit(array, QuartileRule()).ravel()
+    assert result[0] == result[1] == 0 and result[2] == np.float32(1e-3) and result[-1] == 1
+
+
+def test_tissue_all_alike_goes_where_the_median_goes() -> None:
+    array = np.array([0, 7, 7, 7, 7, 7, 7, 7], np.float32).reshape(2, 2, 2)
+    np.testing.assert_allclose(to_unit(array, QuartileRule()).ravel()[1:], 0.45)
 
 
 def test_nothing_above_zero_becomes_black() -> None:
-    assert not to_unit(np.full((2, 2, 2), -3, np.float32), MedianRule()).any()
+    assert not to_unit(np.full((2, 2, 2), -3, np.float32), QuartileRule()).any()
 
 
 @pytest.mark.parametrize("size", [1e-45, 1e-38, 1e37])
@@ -48,7 +62,7 @@ def test_the_smallest_and_largest_numbers_stay_finite(size: float) -> None:
     array[array == 1] = size
     array[array == 0.5] = size
     array[array == 2] = size
-    result = to_unit(array, MedianRule())
+    result = to_unit(array, QuartileRule())
     assert np.isfinite(result).all() and result.min() == 0 and result.max() <= 1
 
 
@@ -65,7 +79,7 @@ def test_the_curve_at_its_points_and_between() -> None:
         {"name": "hu-curve", "hu": [0, 1], "value": [1, 0]},
         {"name": "hu-curve", "hu": [0, 1], "value": [0, 2]},
         {"name": "hu-curve", "hu": [0], "value": [0]},
-        {"name": "mr-median", "median_to": 1.5},
+        {"name": "mr-quartiles", "median_to": 1.5},
         {"name": "percentile"},
     ],
 )
