@@ -119,7 +119,7 @@ class Predictor:
         self._device = device
         batch = max(1, CUDA_BATCH_VOXELS // manifest.window**3) if device.type == "cuda" else 1
         self._room = Room(device, device, batch)
-        self._reduced = _reduced_precision(device) if precision == "auto" else None
+        self._reduced = reduced_precision(device) if precision == "auto" else None
         # channels last is the layout in which the convolutions are fast, on both kinds of device
         layout = torch.channels_last_3d
         self._networks = [network.to(device).to(memory_format=layout) for network in networks]  # type: ignore[call-overload]
@@ -344,7 +344,7 @@ def _device(name: Device) -> torch.device:
     return torch.device(name)
 
 
-def _reduced_precision(device: torch.device) -> torch.dtype | None:
+def reduced_precision(device: torch.device) -> torch.dtype | None:
     """The 16-bit format in which a device computes convolutions faster than in float32, if there is one."""
     if device.type == "cuda":
         return torch.float16

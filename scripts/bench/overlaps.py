@@ -19,7 +19,7 @@ from mood_eval.summary import summarise
 from mood_eval.table import Scored, judge_cases
 from mood_eval.validation_set import Made, Recipe, default_counts
 from mood_infer.challenge import Region, find_scans
-from mood_infer.predictor import MARGIN, Predictor, Speed
+from mood_infer.predictor import MARGIN, Precision, Predictor, Speed, reduced_precision
 from mood_train.folds import read_split
 
 OVERLAPS = (0.5, 0.25, 0.125, 0.0)
@@ -34,18 +34,22 @@ class Setting:
         speed: exact: shared by the members; fast: staggered.
         overlap: of neighbouring windows, share of their side.
         margin: around the body, in windows.
+        precision: auto is 16 bits where the processor is fast at that.
     """
 
     speed: Speed
     overlap: float
     margin: float = MARGIN
+    precision: Precision = "auto"
 
     def __str__(self) -> str:
         where = ", whole grid" if self.margin == WHOLE else ""
-        return f"{'staggered' if self.speed == 'fast' else 'shared'} {self.overlap:g}{where}"
+        how = ", float32" if self.precision == "float32" else ""
+        return f"{'staggered' if self.speed == 'fast' else 'shared'} {self.overlap:g}{where}{how}"
 
 
 SETTINGS = (
+    Setting("exact", 0.5, WHOLE, "float32"),
     Setting("exact", 0.5, WHOLE),
     *(Setting("exact", overlap) for overlap in OVERLAPS),
     *(Setting("fast", overlap) for overlap in OVERLAPS),
@@ -69,6 +73,7 @@ class Settable(Predictor):
     def use(self, setting: Setting) -> None:
         """Place the windows by a setting from now on."""
         self._speed, self._overlap, self._margin = setting.speed, setting.overlap, setting.margin
+        self._reduced = reduced_precision(self._room.compute) if setting.precision == "auto" else None
 
 
 def compare(scans: list[Path], recipe: Recipe, predictor: Settable) -> list[Row]:

@@ -108,7 +108,7 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
         row.name: row
         for row in overlaps.compare(scans, recipe, overlaps.Settable.load(Region.BRAIN, weights))
     }
-    assert list(rows) == list(map(str, overlaps.SETTINGS)) and len(rows) == 9
+    assert list(rows) == list(map(str, overlaps.SETTINGS)) and len(rows) == 10
     expected = evaluate_members(scans, recipe, weights).rows[ENSEMBLE]
     assert rows["shared 0.5"].pixel_ap == pytest.approx(expected.pixel_ap, abs=2e-3)
     assert rows["shared 0.5"].sample_ap == expected.sample_ap
