@@ -18,7 +18,7 @@ from mood_infer.challenge import Region
 from mood_infer.intensity import CurveRule, QuartileRule
 from mood_infer.volume import Array3D, read_volume
 
-PLANTED = {Region.BRAIN: (Kind.SHIFT, 7), Region.ABDOM: (Kind.NOISE, 5)}  # type and seed
+PLANTED = {Region.BRAIN: (Kind.SHIFT, 7), Region.ABDOM: (Kind.NOISE, 3)}  # type and seed
 
 
 def raw_units(unit: Array3D, region: Region, raw: Array3D) -> NDArray[np.float64]:
