@@ -23,6 +23,7 @@ from mood_eval.validation_set import (
     Recipe,
     default_counts,
     make_set,
+    one_each,
     read_index,
 )
 from mood_infer.challenge import Region, find_scans
@@ -74,6 +75,9 @@ class JudgedPart(StrEnum):
     HELD_OUT = "held_out"
 
 
+HeldOutScans = Annotated[
+    Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, held out of training.")
+]
 RegionOption = Annotated[Region, typer.Option(help="What the scans show.")]
 SeedOption = Annotated[int, typer.Option(help="Of all randomness; the same seed makes the same cases.")]
 SplitOption = Annotated[
@@ -105,9 +109,7 @@ def main() -> NoReturn:
 
 @app.command("make-set")
 def make_set_command(
-    scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, held out of training.")
-    ],
+    scans: HeldOutScans,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the set; made if missing.")],
     region: RegionOption,
     seed: SeedOption = 0,
@@ -181,9 +183,7 @@ def score(
 
 @app.command()
 def members(
-    scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, held out of training.")
-    ],
+    scans: HeldOutScans,
     region: RegionOption,
     split: SplitOption = None,
     part: PartOption = None,
@@ -199,15 +199,13 @@ def members(
     from mood_eval.members import evaluate_members
 
     chosen = _scans(scans, region, split, part)
-    recipe = _one_each(region, seed, family, len(chosen), each)
+    recipe = one_each(region, seed, family.value, len(chosen), each)
     _write_scores(evaluate_members(chosen, recipe, weights, device.value, _say_case), json_file, markdown)
 
 
 @app.command("normal-scores")
 def normal_scores(
-    scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, held out of training.")
-    ],
+    scans: HeldOutScans,
     region: RegionOption,
     split: SplitOption = None,
     part: PartOption = None,
@@ -247,7 +245,7 @@ def baselines(
     from mood_eval.table import ScoreTable, judge_cases
 
     chosen = _scans(scans, region, split, part)
-    recipe = _one_each(region, seed, family, len(chosen), each)
+    recipe = one_each(region, seed, family.value, len(chosen), each)
     fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region)
     index, judged = judge_cases(chosen, recipe, fitted.score, _say_case)
     rows = {name: summarise(one, index) for name, one in judged.items()}
@@ -297,7 +295,7 @@ def ablation(
         raise UserError(f"{split}: there is no such split file; make one with mood-train folds.")
     material = Material.find(data, split, region, plan.seed, cache or out / "cache")
     chosen = judge_scans(material.paths, material.split, part.value, plan.fold)
-    recipe = _one_each(region, plan.seed, family, len(chosen), each)
+    recipe = one_each(region, plan.seed, family.value, len(chosen), each)
     out.mkdir(parents=True, exist_ok=True)
 
     def write(results: dict[str, RowResult]) -> None:
@@ -361,11 +359,6 @@ def _scans(folder: Path, region: Region, split: Path | None, part: PartName | No
     if part is not None:
         raise UserError("--part needs --split: give the split file of training.")
     return scans
-
-
-def _one_each(region: Region, seed: int, family: FamilyName, scans: int, each: int | None) -> Recipe:
-    """One healthy case a scan, and as many of each type."""
-    return Recipe(region, seed, default_counts(region, family.value, scans, each or scans))
 
 
 def _say_case(case: Case, at: int, of: int) -> None:

@@ -161,6 +161,17 @@ def default_counts(
     return {HEALTHY: healthy} | {str(kind): each for kind in kinds}
 
 
+def one_each(
+    region: Region,
+    seed: int,
+    family: Literal["seen", "unseen", "both"],
+    scans: int,
+    each: int | None = None,
+) -> Recipe:
+    """One healthy case for each of ``scans`` scans, and as many of each type, or ``each``."""
+    return Recipe(region, seed, default_counts(region, family, scans, each or scans))
+
+
 def plan_cases(scans: list[Path], recipe: Recipe) -> list[tuple[Path, Case]]:
     """Which scan becomes which case: each type goes round all scans before one serves twice.
 

@@ -96,8 +96,9 @@ def make_weights(folder: Path, region: Region, members: int, preset: str) -> Non
         else:
             sha256 = save_member(target / name, build_network(NetworkConfig(widths=REFERENCE_WIDTHS)))
             made.append(member.model_copy(update={"file": name, "sha256": sha256, "preset": preset}))
-    changes: dict[str, object] = {"members": tuple(made), "normal_scores": ()}
+    manifest = manifest.with_members(tuple(made))
     if preset == "reference":
         network = NetworkConfig(widths=REFERENCE_WIDTHS)
-        changes |= {"network": network, "window": REFERENCE_WINDOW, "spacing": 1.0}
-    write_manifest(target, manifest.model_copy(update=changes))
+        changes = {"network": network, "window": REFERENCE_WINDOW, "spacing": 1.0}
+        manifest = manifest.model_copy(update=changes)
+    write_manifest(target, manifest)

@@ -6,12 +6,13 @@ against the same job with nothing read ahead or written behind. ``scripts/setup.
 
 import argparse
 import json
+import shutil
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from cases import Size, make_scan, make_weights
+from stages import timed
 
 from mood_infer.challenge import Mode
 from mood_infer.job import Job
@@ -21,30 +22,25 @@ from mood_infer.volume import read_volume
 NO_LIMIT = 1e18  # bytes; any limit at all makes a job strictly one after another
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of some work."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
 def compare(folder: Path, size: Size, members: int, scans: int) -> dict[str, float]:
     """Seconds of the ensemble alone, of the job, and of the job without neighbours."""
     make_weights(folder / "weights", size.region, members, "compact")
     source = folder / "scans"
     source.mkdir()
-    for number in range(scans):
-        make_scan(source / f"{number:02d}.nii.gz", size)
-    paths = sorted(source.iterdir())
+    paths = [source / f"{number:02d}.nii.gz" for number in range(scans)]
+    make_scan(paths[0], size)
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
     predictor = Predictor.load(size.region, folder / "weights")
     volume = read_volume(paths[0])
     predictor.predict(volume)  # what is computed first is slow
-    rows = {"ensemble alone": seconds(lambda: [predictor.predict(volume) for _ in paths])}
+    rows: dict[str, float] = {}
+    timed(rows, "ensemble alone", lambda: [predictor.predict(volume) for _ in paths])
     for name, limit in (("job", None), ("job, one after another", NO_LIMIT)):
         output = folder / name
         output.mkdir()
         job = Job(predictor, Mode.PIXEL, output, max_memory=limit)
-        rows[name] = seconds(lambda job=job: job.run(paths))  # type: ignore[misc]
+        timed(rows, name, partial(job.run, paths))
     return rows
 
 

@@ -4,8 +4,9 @@
 
 The same cases for all settings, made in memory from normal scans that no member was trained on. "shared": all
 members look at the same windows, as ``--speed exact`` does; "staggered": each has its own, as with ``--speed
-fast``. "whole grid" is the paper's way, windows over the air around the body too. The seconds are those of
-preparation and prediction, summed over the cases; settings take turns on each case.
+fast``. "whole grid" is the paper's way, windows over the air around the body too, and in float32 it is what
+MONAI's inferer would compute. The seconds are those of preparation and prediction, summed over the cases;
+settings take turns on each case.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from mood_eval.split import judge_scans
 from mood_eval.summary import summarise
 from mood_eval.table import Scored, judge_cases
-from mood_eval.validation_set import Made, Recipe, default_counts
+from mood_eval.validation_set import Made, Recipe, one_each
 from mood_infer.challenge import Region, find_scans
 from mood_infer.predictor import MARGIN, Precision, Predictor, Speed, reduced_precision
 from mood_train.folds import read_split
@@ -111,9 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     split = read_split(options.split, options.region)
     scans = judge_scans(find_scans(options.scans), split, "set_aside")
-    recipe = Recipe(
-        options.region, options.seed, default_counts(options.region, "seen", len(scans), len(scans))
-    )
+    recipe = one_each(options.region, options.seed, "seen", len(scans))
     rows = compare(scans, recipe, Settable.load(options.region, options.weights))
     print("| windows | seconds | of shared 0.5 | pixel AP | sample AP |\n|---|---|---|---|---|")
     for row in rows:
