@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ CHECKPOINTS_AT_LEAST = 20  # in a run whose time is set, so that a short one tha
 LOG_EVERY = 50  # steps
 PICTURES_EVERY = 500  # steps
 HELD_OUT_PATCHES = 32
+SMALL = 2  # voxels along an axis
 GO_ON = "the same command goes on from the last checkpoint, a lower --max-lr starts anew elsewhere"
 
 
@@ -84,20 +85,27 @@ def anomaly_loss(logits: Tensor, label: Tensor, positive_weight: float = 1.0) ->
     return (torch.stack(losses) * weights).sum() / weights.sum()
 
 
-def keep_bottom_in_float32(network: nn.Module) -> None:
-    """Leave the lowest level out of the autocast.
+def keep_small_levels_in_float32(network: nn.Module) -> None:
+    """Leave convolutions over at most 2 x 2 x 2 voxels out of the autocast, whatever the window.
 
-    On some processors the 16-bit gradient of a convolution's weights over 2 x 2 x 2 voxels takes in memory
-    that was never written: runs differ, and now and then one becomes NaN. That level costs next to nothing.
+    On some processors the 16-bit gradient of their weights takes in memory that was never written:
+    runs differ, and now and then one becomes NaN. Those levels cost next to nothing.
     """
-    bottom = cast(nn.Module, network.bottleneck)
-    forward = bottom.forward
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            _keep_small_input_in_float32(module)
 
-    def in_float32(features: Tensor) -> Tensor:
+
+def _keep_small_input_in_float32(convolution: nn.Conv3d) -> None:
+    forward = convolution.forward
+
+    def guarded(features: Tensor) -> Tensor:
+        if min(features.shape[2:]) > SMALL:
+            return forward(features)
         with torch.autocast(features.device.type, enabled=False):
-            return cast(Tensor, forward(features.float()))
+            return forward(features.float())
 
-    bottom.forward = in_float32
+    convolution.forward = guarded  # type: ignore[method-assign, assignment]
 
 
 class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -170,7 +178,7 @@ class Trainer:
         self._held_out = AnomalyGenerator(held_out, watched) if _enough(held_out, config) else None
         torch.manual_seed(config.seed)
         network = build_network(config.preset.network)
-        keep_bottom_in_float32(network)
+        keep_small_levels_in_float32(network)
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         recipe = config.preset.optimiser
         optimiser = torch.optim.AdamW(

@@ -16,7 +16,7 @@ from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
 from mood_train.export import export_member
 from mood_train.start import read_start
-from mood_train.trainer import Trainer, anomaly_loss, keep_bottom_in_float32, one_cycle
+from mood_train.trainer import Trainer, anomaly_loss, keep_small_levels_in_float32, one_cycle
 
 
 def _with_steps(config: RunConfig, steps: int, **optimiser: object) -> RunConfig:
@@ -106,13 +106,13 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
         assert torch.equal(tensor, theirs.ema[name])  # type: ignore[index]
 
 
-@pytest.mark.parametrize("side", [32, 64])
-def test_gradients_do_not_depend_on_what_lay_in_memory(side: int) -> None:
-    """Memory full of NaN was once read by the 16-bit gradient of the lowest level."""
+@pytest.mark.parametrize(("side", "levels"), [(16, 5), (32, 5), (64, 6)])
+def test_gradients_do_not_depend_on_what_lay_in_memory(side: int, levels: int) -> None:
+    """Memory full of NaN was once read by the 16-bit gradient of the levels of 2 x 2 x 2 voxels."""
     torch.manual_seed(0)
-    network = build_network(NetworkConfig(widths=(4, 4, 4, 4, 4) if side == 32 else (4, 4, 4, 4, 4, 4)))
+    network = build_network(NetworkConfig(widths=(4,) * levels))
     network.train().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    keep_bottom_in_float32(network)
+    keep_small_levels_in_float32(network)
     image = torch.rand(2, 1, side, side, side)
     label = (torch.rand_like(image) > 0.9).float()
     runs = []
