@@ -284,7 +284,7 @@ def _scorer(
     files = [_train(part, configs[part], bench, stop, report).name for part in _networks(name, row)]
     predictor = Remembering.load(region, bench.out / "weights", bench.device, files)
     if row.overlap is not None:
-        predictor.use_overlap(row.overlap)
+        predictor.place_windows(row.overlap)
     return lambda made: {name: predictor.score_case(made)}
 
 

@@ -71,10 +71,6 @@ class Remembering(Predictor):
 
     _source: str | None = None
 
-    def use_overlap(self, overlap: float) -> None:
-        """Let neighbouring windows share another part of their side, in [0,1), than the weights ask for."""
-        self._overlap = overlap
-
     def score_case(self, made: Made) -> Scored:
         """Score a case; quick where it comes right after another one of the same scan."""
         if made.case.source != self._source:

@@ -15,7 +15,7 @@ DARKEST_TISSUE = 1e-3
 
 
 class QuartileRule(BaseModel):
-    """Raw MR: the quartiles of the voxels above 0 go to fixed values; what lands outside [0,1] is cut off.
+    """Raw MR: median and interquartile distance of the voxels above 0 become fixed; the rest is cut to [0,1].
 
     The median and the distance between the outer quartiles, and no high percentile, because a bright anomaly
     must not darken the rest. The distance, because scanners differ in contrast as much as in scale. Tissue

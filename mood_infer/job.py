@@ -56,7 +56,7 @@ class Outcome:
         error: one sentence, of a scan that failed.
         warnings: one sentence each.
         members: files of the networks that scored it, of a scan done now.
-        share_of_normal_below: share of the normal scans known with the weights whose score is lower.
+        normal_below: how many of the normal scans known with the weights score lower, and of how many.
     """
 
     scan: Path
@@ -66,7 +66,7 @@ class Outcome:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
-    share_of_normal_below: float | None = None
+    normal_below: tuple[int, int] | None = None
 
 
 class Watcher:
@@ -98,7 +98,7 @@ class _Passage:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
-    share_of_normal_below: float | None = None
+    normal_below: tuple[int, int] | None = None
 
     def outcome(self) -> Outcome:
         if self.state is None:
@@ -111,7 +111,7 @@ class _Passage:
             self.error,
             self.warnings,
             self.members,
-            self.share_of_normal_below,
+            self.normal_below,
         )
 
 
@@ -276,7 +276,7 @@ class Job:
                     self._write_result(passage, anomalies, score)
                 passage.warnings = anomalies.warnings + self._picture(passage.scan, anomalies)
                 passage.sample_score, passage.members = score, anomalies.members
-                passage.share_of_normal_below = anomalies.share_of_normal_below
+                passage.normal_below = anomalies.normal_below
                 passage.state = State.DONE
 
     def _is_done(self, scan: Path, target: Path) -> bool:

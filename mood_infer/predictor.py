@@ -87,11 +87,11 @@ class AnomalyMap:
         return sample_score(self.working)
 
     @property
-    def share_of_normal_below(self) -> float | None:
-        """Share in [0,1] of the known normal scans with a lower sample score; None where none are known."""
+    def normal_below(self) -> tuple[int, int] | None:
+        """How many of the known normal scans have a lower sample score, and of how many; None without any."""
         if not self.normal_scores:
             return None
-        return bisect_left(self.normal_scores, self.sample_score) / len(self.normal_scores)
+        return bisect_left(self.normal_scores, self.sample_score), len(self.normal_scores)
 
 
 class Predictor:
@@ -111,9 +111,7 @@ class Predictor:
         if not networks or len(networks) != len(manifest.members):
             raise ValueError(f"{len(networks)} networks for {len(manifest.members)} members")
         self._manifest = manifest
-        self._speed = speed
-        self._overlap = FAST_OVERLAP if speed == "fast" else manifest.overlap
-        self._margin = MARGIN
+        self.place_windows(FAST_OVERLAP if speed == "fast" else manifest.overlap, speed)
         self._time_limit = time_limit
         self._clock = clock
         self._device = device
@@ -169,6 +167,16 @@ class Predictor:
             raise WeightsError(f"{folder}: the ensemble has no members; train and export at least one.")
         networks = [fold_norms(load_member(folder, manifest, member)) for member in manifest.members]
         return cls(manifest, networks, where, precision, speed, time_limit, clock)
+
+    def place_windows(self, overlap: float, speed: Speed = "exact", margin: float = MARGIN) -> None:
+        """Let windows stand otherwise than the weights ask for, from the next scan on: to compare ways.
+
+        Args:
+            overlap: of neighbouring windows, share of their side in [0,1).
+            speed: whether the members share windows or stagger them.
+            margin: around the body, in windows.
+        """
+        self._overlap, self._speed, self._margin = overlap, speed, margin
 
     @property
     def manifest(self) -> Manifest:

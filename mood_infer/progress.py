@@ -52,6 +52,7 @@ def describe(outcome: Outcome) -> str:
     if outcome.state is State.SKIPPED:
         return f"{outcome.scan.name}: skipped, its result is there already"
     text = f"{outcome.scan.name}: done in {outcome.seconds:.1f} s, sample score {outcome.sample_score:.4f}"
-    if outcome.share_of_normal_below is None:
+    if outcome.normal_below is None:
         return text
-    return f"{text}, higher than {100 * outcome.share_of_normal_below:.0f} % of the normal scans seen"
+    lower, count = outcome.normal_below
+    return f"{text}, higher than {lower} of {count} normal scans"

@@ -19,6 +19,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import WeightsError
 from mood_infer.intensity import IntensityRule
 from mood_infer.network import NetworkConfig, build_network
+from mood_infer.volume import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 
@@ -104,6 +105,8 @@ class Manifest(_Record):
             raise ValueError("two members share a file")
         if list(self.normal_scores) != sorted(self.normal_scores):
             raise ValueError("normal_scores must rise")
+        if not all(0 <= score <= 1 for score in self.normal_scores):
+            raise ValueError("normal_scores must lie in [0,1]")
         return self
 
     def digest(self) -> str:
@@ -230,6 +233,14 @@ def _own_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, for people to read and for diffs to show."""
+    """Write ``manifest.json``, for people to read and for diffs to show; whole or not at all.
+
+    Raises:
+        WeightsError: it cannot be written.
+    """
     text = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
-    (folder / MANIFEST_NAME).write_text(text)
+    path = folder / MANIFEST_NAME
+    try:
+        write_atomically(path, lambda partial: partial.write_text(text))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror}); check the folder.") from error

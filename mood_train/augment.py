@@ -17,6 +17,7 @@ from monai.transforms import (
 from numpy.typing import NDArray
 
 from mood_infer.volume import Array3D
+from mood_train.config import RegionConfig
 from mood_train.seeds import seed_transform
 
 RATE = 0.1
@@ -27,8 +28,9 @@ BOTH = ("image", "body")
 class Augmentation:
     """Turns a crop and its body mask into a training patch of the window's size."""
 
-    def __init__(self, window: int, intensity_rate: float, gain: float) -> None:
+    def __init__(self, window: int, place: RegionConfig) -> None:
         """Set up the transforms for patches of ``window`` voxels; each call seeds them anew."""
+        rate = place.intensity_rate
         modes = ("bilinear", "nearest")
         self._place = Compose(
             [
@@ -51,11 +53,11 @@ class Augmentation:
         )
         self._intensity = Compose(
             [
-                RandGaussianNoise(prob=intensity_rate, std=0.01),
-                RandBiasField(prob=intensity_rate, coeff_range=(-0.3, 0.3)),
-                RandGaussianSmooth(prob=intensity_rate),
-                RandAdjustContrast(prob=intensity_rate, gamma=(0.5, 1.5)),
-                RandScaleIntensity(factors=gain, prob=GAIN_RATE),
+                RandGaussianNoise(prob=rate, std=place.noise),
+                RandBiasField(prob=rate, coeff_range=(-0.3, 0.3)),
+                RandGaussianSmooth(prob=rate),
+                RandAdjustContrast(prob=rate, gamma=(0.5, 1.5)),
+                RandScaleIntensity(factors=place.gain, prob=GAIN_RATE),
             ]
         )
 

@@ -33,6 +33,8 @@ class RegionConfig(_Section):
         anomalies_in_body: make anomalies only in body voxels (paper, section 2.1: brain, voxels > 0).
         gain: three patches in ten are multiplied by 1 - gain to 1 + gain, so that a scanner's scale, where
             the unit is arbitrary, is no anomaly.
+        intensity_rate: odds of each change of intensity of a normal patch: noise, bias field, blur, contrast.
+        noise: standard deviation of that noise, at most.
     """
 
     intensity: IntensityRule
@@ -41,6 +43,8 @@ class RegionConfig(_Section):
     body_is_filled: bool
     anomalies_in_body: bool
     gain: float = Field(default=0.0, ge=0, lt=1)
+    intensity_rate: float = Field(default=0.1, ge=0, le=1)
+    noise: float = Field(default=0.01, ge=0, lt=1)
 
 
 class AnomalyConfig(_Section):
@@ -90,13 +94,11 @@ class PatchConfig(_Section):
         window: side in voxels; the same window is used at inference.
         margin: side of the crop that is augmented, as a multiple of the window.
         min_body: share of the crop that should be body; the best of some draws is taken.
-        intensity_rate: odds of each change of intensity: noise, bias field, blur, contrast.
     """
 
     window: int = Field(gt=0)
     margin: float = Field(default=1.25, ge=1)
     min_body: float = Field(default=0.0, ge=0, le=1)
-    intensity_rate: float = Field(default=0.1, ge=0, le=1)
 
 
 class OptimiserConfig(_Section):

@@ -60,7 +60,7 @@ class AnomalyGenerator:
         self._window = patches.window
         self._side = round(anomalies.max_size * self._window)
         self._bank = MemoryBank(scans, anomalies.bank_size, self._side, config.seed)
-        self._augmentation = Augmentation(patches.window, patches.intensity_rate, config.place.gain)
+        self._augmentation = Augmentation(patches.window, config.place)
 
     def sample(self, number: int) -> Sample:
         """Sample ``number`` (from 0): a normal patch with none, one or several anomalies."""

@@ -14,13 +14,14 @@ import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from mood_eval.split import judge_scans
 from mood_eval.summary import summarise
 from mood_eval.table import Scored, judge_cases
 from mood_eval.validation_set import Made, Recipe, one_each
 from mood_infer.challenge import Region, find_scans
-from mood_infer.predictor import MARGIN, Precision, Predictor, Speed, reduced_precision
+from mood_infer.predictor import MARGIN, Precision, Predictor, Speed
 from mood_train.folds import read_split
 
 OVERLAPS = (0.5, 0.25, 0.125, 0.0)
@@ -68,23 +69,19 @@ class Row:
     sample_ap: float | None
 
 
-class Settable(Predictor):
-    """A predictor whose windows can be set anew for each scan."""
-
-    def use(self, setting: Setting) -> None:
-        """Place the windows by a setting from now on."""
-        self._speed, self._overlap, self._margin = setting.speed, setting.overlap, setting.margin
-        self._reduced = reduced_precision(self._room.compute) if setting.precision == "auto" else None
-
-
-def compare(scans: list[Path], recipe: Recipe, predictor: Settable) -> list[Row]:
+def compare(scans: list[Path], recipe: Recipe, weights: Path | None) -> list[Row]:
     """Judge all settings on all cases."""
+    predictors = {
+        precision: Predictor.load(recipe.region, weights, precision=precision)
+        for precision in get_args(Precision)
+    }
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def score(made: Made) -> dict[str, Scored]:
         scored = {}
         for setting in SETTINGS:
-            predictor.use(setting)
+            predictor = predictors[setting.precision]
+            predictor.place_windows(setting.overlap, setting.speed, setting.margin)
             result = predictor.predict(made.image)
             seconds[str(setting)].append(result.seconds)
             scored[str(setting)] = Scored(result.working, result.grid, result.sample_score)
@@ -113,7 +110,7 @@ def main() -> None:
     split = read_split(options.split, options.region)
     scans = judge_scans(find_scans(options.scans), split, "set_aside")
     recipe = one_each(options.region, options.seed, "seen", len(scans))
-    rows = compare(scans, recipe, Settable.load(options.region, options.weights))
+    rows = compare(scans, recipe, options.weights)
     print("| windows | seconds | of shared 0.5 | pixel AP | sample AP |\n|---|---|---|---|---|")
     for row in rows:
         print(

@@ -48,7 +48,7 @@ def test_a_prediction_is_told_among_the_normal_scans(
     scan = make_scan(tmp_path / "a.nii.gz", (70, 40, 40))
     plain = Predictor.load(Region.BRAIN, own_weights, "cpu")
     unknown = plain.predict(read_volume(scan))
-    assert unknown.share_of_normal_below is None
+    assert unknown.normal_below is None
     score = unknown.sample_score
     path = own_weights / "brain" / "manifest.json"
     fields = json.loads(path.read_text())
@@ -57,8 +57,8 @@ def test_a_prediction_is_told_among_the_normal_scans(
     load = Predictor.load
     job = Job(load(Region.BRAIN, own_weights, "cpu"), Mode.SAMPLE, tmp_path)
     (outcome,) = job.run([scan])
-    assert outcome.share_of_normal_below == 0.5
-    assert describe(outcome).endswith(f"sample score {score:.4f}, higher than 50 % of the normal scans seen")
+    assert outcome.normal_below == (2, 4)
+    assert describe(outcome).endswith(f"sample score {score:.4f}, higher than 2 of 4 normal scans")
     files = [member.file for member in plain.manifest.members]
     assert load(Region.BRAIN, own_weights, "cpu", files).predict(read_volume(scan)).normal_scores
     others = (
@@ -67,4 +67,4 @@ def test_a_prediction_is_told_among_the_normal_scans(
         load(Region.BRAIN, own_weights, "cpu", time_limit=0),
     )
     for predictor in others:
-        assert predictor.predict(read_volume(scan)).share_of_normal_below is None
+        assert predictor.predict(read_volume(scan)).normal_below is None

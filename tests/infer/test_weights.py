@@ -164,6 +164,26 @@ def test_the_scores_of_normal_scans_rise_and_go_with_the_members(folder: Path) -
     edit(folder, normal_scores=[0.2, 0.1])
     with pytest.raises(WeightsError, match="normal_scores must rise"):
         read_manifest(folder)
+    edit(folder, normal_scores=[0.2, 1.1])
+    with pytest.raises(WeightsError, match=r"normal_scores must lie in \[0,1\]"):
+        read_manifest(folder)
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_one(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    with pytest.raises(WeightsError, match=r"manifest\.json: cannot be written"):
+        write_manifest(folder / "missing", manifest)
+    before = (folder / "manifest.json").read_bytes()
+
+    def full(_path: Path, _text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(WeightsError, match="No space left on device"):
+            write_manifest(folder, manifest.with_members(()))
+    assert (folder / "manifest.json").read_bytes() == before
+    assert not list(folder.glob(".*"))
 
 
 def test_where_weights_are_looked_for(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
