@@ -1,4 +1,5 @@
-"""The command line of ``mood-eval``: make-set, score, members, normal-scores, baselines, ablation, rank.
+"""The command line of ``mood-eval``: make-set, score, members, normal-scores, baselines,
+sample-rules, ablation, rank.
 
 Exit codes: 0 done, 2 the command cannot be run as given, 75 stopped by a signal and can be resumed.
 """
@@ -250,6 +251,39 @@ def baselines(
     index, judged = judge_cases(chosen, recipe, fitted.score, _say_case)
     rows = {name: summarise(one, index) for name, one in judged.items()}
     _write_scores(ScoreTable(index=index, rows=rows), json_file, markdown)
+
+
+@app.command("sample-rules")
+def sample_rules(
+    scans: Annotated[
+        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, those of training among them.")
+    ],
+    region: RegionOption,
+    split: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The split file of training; a baseline learns its folds."),
+    ],
+    part: PartOption = PartName.SET_ASIDE,
+    seed: SeedOption = 0,
+    family: FamilyOption = FamilyName.SEEN,
+    each: EachOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare ways to make one score of a map, on the very cases of ``members``."""
+    from mood_eval.baselines import Baselines
+    from mood_eval.sample_rules import HISTOGRAM, compare_rules
+    from mood_infer.predictor import Predictor
+
+    chosen = _scans(scans, region, split, part)
+    recipe = one_each(region, seed, family.value, len(chosen), each)
+    fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region, [HISTOGRAM])
+    predictor = Predictor.load(region, weights, device.value)
+    table = compare_rules(chosen, recipe, predictor, fitted, _say_case)
+    typer.echo(table.markdown())
+    if json_file is not None:
+        json_file.write_text(table.model_dump_json(indent=1) + "\n")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Every member of an ensemble, and their mean, on the same cases: what each is worth.
+"""Every member of an ensemble and the means of them, on the same cases: what each is worth.
 
 The mean of the members' maps is the ensemble's map (paper, section 3.1.1), so each network runs once a case.
 """
@@ -17,13 +17,13 @@ from mood_eval.validation_set import Made, Recipe
 from mood_infer.predictor import Device, Predictor
 from mood_infer.scores import sample_score
 from mood_infer.volume import Array3D
-from mood_infer.weights import find_weights, read_manifest
+from mood_infer.weights import Manifest, find_weights, read_manifest
 
 ENSEMBLE = "ensemble"
 
 
 class MemberTable(ScoreTable):
-    """The numbers of each member, by its file, and of the ensemble.
+    """The numbers of each member, by its file, of the members of one kind of edges, and of the ensemble.
 
     Attributes:
         weights: digest of the weights.
@@ -54,16 +54,31 @@ def evaluate_members(
     manifest = read_manifest(find_weights(recipe.region, weights))
     files = [member.file for member in manifest.members]
     members = {file: Remembering.load(recipe.region, weights, device, [file]) for file in files}
-    index, judged = judge_cases(scans, recipe, lambda made: _score(made, members), report)
+    means = _means(manifest)
+    index, judged = judge_cases(scans, recipe, lambda made: _score(made, members, means), report)
     rows = {name: summarise(part, index) for name, part in judged.items()}
     return MemberTable(index=index, rows=rows, weights=manifest.digest())
 
 
-def _score(made: Made, members: Mapping[str, "Remembering"]) -> dict[str, Scored]:
+def _means(manifest: Manifest) -> dict[str, list[str]]:
+    """The files that each row of means is taken over: those of one kind of edges, where that is a choice."""
+    kinds: dict[str, list[str]] = {}
+    for member in manifest.members:
+        kinds.setdefault(f"{member.edges} members", []).append(member.file)
+    some = {name: files for name, files in kinds.items() if 1 < len(files) < len(manifest.members)}
+    return some | {ENSEMBLE: [member.file for member in manifest.members]}
+
+
+def _score(
+    made: Made, members: Mapping[str, "Remembering"], means: Mapping[str, Sequence[str]]
+) -> dict[str, Scored]:
     scored = {name: predictor.score_case(made) for name, predictor in members.items()}
-    mean: Array3D = np.mean([one.working for one in scored.values()], axis=0, dtype=np.float32)
-    grid = next(iter(scored.values())).grid
-    return scored | {ENSEMBLE: Scored(mean, grid, sample_score(mean))}
+    return scored | {name: _mean([scored[file] for file in files]) for name, files in means.items()}
+
+
+def _mean(scored: Sequence[Scored]) -> Scored:
+    mean: Array3D = np.mean([one.working for one in scored], axis=0, dtype=np.float32)
+    return Scored(mean, scored[0].grid, sample_score(mean))
 
 
 class Remembering(Predictor):

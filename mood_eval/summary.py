@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict
 
 from mood_eval.average_precision import (
@@ -199,12 +200,21 @@ def _by_size(judged: Sequence[Judged], known: dict[str, Case]) -> dict[str, Size
 
 
 def _sample_counts(judged: Sequence[Judged]) -> list[ScoreCounts]:
-    """Counts of the sample scores' ranks: unlike voxels, the challenge compares them at full precision."""
-    scored = [one for one in judged if one.sample is not None]
-    _, ranks = np.unique([one.sample for one in scored], return_inverse=True)
+    scored = [(one.sample, one.anomalous) for one in judged if one.sample is not None]
+    return count_samples([sample for sample, _ in scored], [anomalous for _, anomalous in scored])
+
+
+def count_samples(samples: ArrayLike, anomalous: ArrayLike) -> list[ScoreCounts]:
+    """Counts of the sample scores' ranks: unlike voxels, the challenge compares them at full precision.
+
+    Args:
+        samples: (cases,) scores.
+        anomalous: (cases,) boolean.
+    """
+    _, ranks = np.unique(samples, return_inverse=True)
     return [
-        ScoreCounts.of(np.array([value], np.float16), np.array([one.anomalous]), one.name)
-        for one, value in zip(scored, code_values()[ranks], strict=True)
+        ScoreCounts.of(np.array([value], np.float16), np.array([truth], bool))
+        for value, truth in zip(code_values()[ranks], np.asarray(anomalous), strict=True)
     ]
 
 

@@ -257,7 +257,7 @@ class Job:
                 return
             _check_writable(passage.target)
             if self.max_memory is not None:
-                check_fits(passage.scan, self.predictor.manifest.spacing, self.max_memory)
+                check_fits(passage.scan, self.predictor.manifest, self.max_memory)
             passage.volume = read_volume(passage.scan)
 
     def _score(self, passage: _Passage, advances: Progress) -> None:

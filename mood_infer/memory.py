@@ -10,10 +10,14 @@ import torch
 
 from mood_infer.errors import ScanError
 from mood_infer.grid import Grid, working_grid
+from mood_infer.network import count_parameters
 from mood_infer.volume import read_geometry
+from mood_infer.weights import Manifest
 
 # Measured peaks lie a little below: see tests/infer/test_memory.py.
-BASE_BYTES = 550e6  # Python, torch, ten networks of the preset `compact`, the features of a window
+BASE_BYTES = 450e6  # Python and torch
+PARAMETER_BYTES = 6  # for each parameter of each member
+FEATURE_BYTES = 28  # for each voxel of a window and feature at full resolution, in float32
 SCAN_BYTES = 20  # for each voxel of the scan
 WORKING_BYTES = 24  # for each voxel of the working grid
 GB = 1e9
@@ -21,24 +25,27 @@ GB = 1e9
 Result = TypeVar("Result")
 
 
-def needed_bytes(scan: Grid, spacing: float) -> float:
-    """Resident memory that one scan alone takes at most, on a CPU, from file to map.
+def needed_bytes(scan: Grid, manifest: Manifest) -> float:
+    """Resident memory that a process which scores one scan takes at most, on a CPU, from file to map.
 
     Args:
         scan: the scan's own grid.
-        spacing: of the working grid, in mm.
+        manifest: of the ensemble that scores it.
     """
-    voxels, working = math.prod(scan.shape), math.prod(working_grid(scan, spacing).shape)
-    return BASE_BYTES + SCAN_BYTES * voxels + WORKING_BYTES * working
+    voxels, working = math.prod(scan.shape), math.prod(working_grid(scan, manifest.spacing).shape)
+    parameters = len(manifest.members) * count_parameters(manifest.network)
+    features = manifest.window**3 * manifest.network.widths[0]
+    ensemble = PARAMETER_BYTES * parameters + FEATURE_BYTES * features
+    return BASE_BYTES + ensemble + SCAN_BYTES * voxels + WORKING_BYTES * working
 
 
-def check_fits(path: Path, spacing: float, limit: float) -> None:
+def check_fits(path: Path, manifest: Manifest, limit: float) -> None:
     """Refuse a scan that would take more than ``limit`` bytes, by its header alone.
 
     Raises:
         ScanError: it would, or its header cannot be read.
     """
-    needed = needed_bytes(Grid(*read_geometry(path)), spacing)
+    needed = needed_bytes(Grid(*read_geometry(path)), manifest)
     if needed > limit:
         text = f"it takes up to {needed / GB:.1f} GB of memory, and {limit / GB:g} GB are allowed"
         raise ScanError(path, text, "crop it or allow more")

@@ -74,6 +74,12 @@ def build_network(config: NetworkConfig) -> nn.Module:
     )
 
 
+def count_parameters(config: NetworkConfig) -> int:
+    """Number of weights of a network, without memory for them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(config).parameters())
+
+
 def fold_norms(network: nn.Module) -> nn.Module:
     """Put each batch norm of a network in evaluation into the convolution before it.
 

@@ -17,8 +17,13 @@ def sample_score(scores: Array3D) -> float:
     Returns:
         One score in [0,1]; the mean of all voxels where there are fewer than 100.
     """
+    return mean_of_top(scores, TOP_VOXELS)
+
+
+def mean_of_top(scores: Array3D, count: int) -> float:
+    """Mean of the ``count`` highest of (X, Y, Z) scores in [0,1]; of all where there are fewer."""
     flat = scores.ravel()
-    count = min(TOP_VOXELS, flat.size)
+    count = min(count, flat.size)
     # topk, because numpy's partition takes seconds where most voxels are tied at 0
     top = torch.topk(torch.from_numpy(flat), count, sorted=False).values.numpy()
     return float(np.clip(top.mean(dtype=np.float64), 0, 1))

@@ -1,5 +1,6 @@
 """Each member and their mean on the same cases."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mood_eval.objects import find_objects, recall_at
 from mood_eval.validation_set import HEALTHY, Made, Recipe, make_cases, plan_cases
 from mood_infer.challenge import Region, find_scans
 from mood_infer.predictor import Predictor
+from mood_infer.weights import read_manifest, write_manifest
 
 RECIPE = Recipe(Region.BRAIN, 2, {HEALTHY: 2, "noise": 2, "shift": 1})
 
@@ -51,6 +53,21 @@ def test_rows_are_what_each_predictor_gives(scans: Path, weights: Path) -> None:
         assert row.recall == {str(rate): value for rate, value in recall_at(objects).items()}
         sizes = sorted(case.volume_ml for case in table.index.cases if case.volume_ml)
         assert [group.to_ml for group in row.by_size.values()] == sizes  # three anomalies, one a size
+
+
+def test_members_of_one_kind_of_edges_have_a_row_where_that_is_a_choice(
+    scans: Path, make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_weights(tmp_path / "weights", count=3)
+    manifest = read_manifest(folder / "brain")
+    soft = manifest.members[2].model_copy(update={"edges": "smooth"})
+    write_manifest(folder / "brain", manifest.with_members((*manifest.members[:2], soft)))
+    table = evaluate_members(find_scans(scans), RECIPE, folder, "cpu")
+    files = [member.file for member in manifest.members]
+    assert list(table.rows) == [*files, "hard members", ENSEMBLE]
+    write_manifest(folder / "brain", manifest.with_members(manifest.members[:2]))
+    pair = evaluate_members(find_scans(scans), RECIPE, folder, "cpu")
+    assert pair.rows[ENSEMBLE] == table.rows["hard members"]
 
 
 def test_table_as_text(scans: Path, weights: Path) -> None:

@@ -12,9 +12,21 @@ from mood_infer.challenge import Mode, Region
 from mood_infer.errors import ScanError
 from mood_infer.grid import Grid
 from mood_infer.job import Job, State
-from mood_infer.memory import BASE_BYTES, GB, SCAN_BYTES, WORKING_BYTES, check_fits, limit_gpu, needed_bytes
+from mood_infer.memory import (
+    BASE_BYTES,
+    FEATURE_BYTES,
+    GB,
+    PARAMETER_BYTES,
+    SCAN_BYTES,
+    WORKING_BYTES,
+    check_fits,
+    limit_gpu,
+    needed_bytes,
+)
+from mood_infer.network import NetworkConfig, build_network, count_parameters
 from mood_infer.predictor import Predictor
 from mood_infer.volume import read_geometry
+from mood_infer.weights import read_manifest
 
 # The process tells its own peak: what its parent is told of it includes the parent's own, from before exec.
 PRINT_PEAK = """
@@ -35,11 +47,19 @@ def write_scan(path: Path, shape: tuple[int, int, int], spacing: float, dtype: t
     return path
 
 
-def test_needed_bytes_by_hand() -> None:
+def test_needed_bytes_by_hand(weights: Path) -> None:
+    manifest = read_manifest(weights / "brain").model_copy(update={"spacing": 2.0})
     grid = Grid((10, 20, 31), np.diag([2.0, 2.0, 1.0, 1.0]))
     # 18 x 38 x 30 mm between the outermost centres
-    expected = BASE_BYTES + SCAN_BYTES * 10 * 20 * 31 + WORKING_BYTES * 10 * 20 * 16
-    assert needed_bytes(grid, 2.0) == expected
+    voxels = SCAN_BYTES * 10 * 20 * 31 + WORKING_BYTES * 10 * 20 * 16
+    parameters = sum(one.numel() for one in build_network(manifest.network).parameters())
+    ensemble = PARAMETER_BYTES * len(manifest.members) * parameters
+    features = FEATURE_BYTES * manifest.window**3 * manifest.network.widths[0]
+    assert needed_bytes(grid, manifest) == BASE_BYTES + ensemble + features + voxels
+
+
+def test_the_paper_s_network_is_counted_without_making_it() -> None:
+    assert count_parameters(NetworkConfig(widths=(32, 64, 128, 256, 320, 320))) == 31_189_828
 
 
 def test_the_geometry_is_that_of_the_header(tmp_path: Path) -> None:
@@ -58,15 +78,15 @@ def test_a_scan_too_large_is_refused_and_the_others_are_done(
     output = tmp_path / "out"
     output.mkdir()
     predictor = Predictor.load(Region.BRAIN, weights, "cpu")
-    limit = needed_bytes(Grid(*read_geometry(scans[0])), 1.0) - 1
+    limit = needed_bytes(Grid(*read_geometry(scans[0])), predictor.manifest) - 1
     large, small = Job(predictor, Mode.SAMPLE, output, max_memory=limit).run(scans)
     assert large.state is State.FAILED and small.state is State.DONE
     assert large.error == (
         "a.nii: it takes up to 0.6 GB of memory, and 0.552816 GB are allowed; crop it or allow more."
     )
-    check_fits(scans[0], 1.0, limit + 1)
+    check_fits(scans[0], predictor.manifest, limit + 1)
     with pytest.raises(ScanError, match="not a readable NIfTI file"):
-        check_fits(write_text(tmp_path / "c.nii"), 1.0, limit)
+        check_fits(write_text(tmp_path / "c.nii"), predictor.manifest, limit)
 
 
 def write_text(path: Path) -> Path:
@@ -123,7 +143,7 @@ def test_the_peak_of_a_real_run_lies_below_what_is_said(
     shape: tuple[int, int, int], spacing: float, dtype: type, weights: Path, tmp_path: Path
 ) -> None:
     path = write_scan(tmp_path / "a.nii.gz", shape, spacing, dtype)
-    needed = needed_bytes(Grid(*read_geometry(path)), 1.0)
+    needed = needed_bytes(Grid(*read_geometry(path)), read_manifest(weights / "brain"))
     words = [sys.executable, "-c", PRINT_PEAK, "predict", path, tmp_path / "out", "--region", "brain"]
     words += ["--mode", "pixel", "--weights", weights, "--max-memory", needed / GB, "--device", "cpu"]
     ended = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)

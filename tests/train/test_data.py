@@ -14,7 +14,7 @@ from mood_infer.errors import UserError
 from mood_infer.preparation import prepare
 from mood_infer.volume import read_volume
 from mood_train.augment import Augmentation
-from mood_train.config import load_preset
+from mood_train.config import RegionConfig, load_preset
 from mood_train.data import cut, data_digest, list_scans, load_scans
 from mood_train.folds import make_split, read_split, subject_of, write_split
 
@@ -160,8 +160,24 @@ def test_the_digest_knows_names_and_contents(tmp_path: Path) -> None:
     assert data_digest(scans) != data_digest(scans[:1])
 
 
+def _place(**changed: float) -> RegionConfig:
+    return load_preset("reference").regions[Region.BRAIN].model_copy(update=changed)
+
+
+def test_noise_is_as_rare_and_as_strong_as_the_region_says() -> None:
+    image, body = np.full((20, 20, 20), 0.5, np.float32), np.ones((20, 20, 20), bool)
+    augmentation = Augmentation(16, _place(intensity_rate=0.0))
+    still = [augmentation(image, body, np.random.default_rng(seed))[0] for seed in range(20)]
+    assert max(patch[patch > 0].std() for patch in still) < 1e-6
+    augmentation = Augmentation(16, _place(intensity_rate=1.0, noise=0.2))
+    # bias field, contrast and blur come with it, so compare the texture between neighbours alone
+    rough = [augmentation(image, body, np.random.default_rng(seed))[0] for seed in range(20)]
+    steps = [float(np.diff(patch[4:12, 4:12, 4:12], axis=2).std()) for patch in rough]
+    assert 0 < max(steps) < 0.2 * 2**0.5
+
+
 def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
-    augmentation = Augmentation(16, 0.3, 0.2)
+    augmentation = Augmentation(16, _place(gain=0.2, intensity_rate=0.3))
     image = np.zeros((24, 24, 24), np.float32)
     image[4:18, 6:20, 5:15] = 0.6
     body = image > 0
@@ -181,7 +197,7 @@ def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
 
 
 def test_augmentation_draws_from_its_generator_alone() -> None:
-    augmentation = Augmentation(16, 0.0, 0.0)
+    augmentation = Augmentation(16, _place(intensity_rate=0.0))
     image = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
     one, _ = augmentation(image, image > 0, np.random.default_rng(5))
     np.random.seed(1)

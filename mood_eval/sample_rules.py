@@ -1,0 +1,154 @@
+"""From a map to one score a scan: which rule orders scans best (paper, section 2.4: the mean of 100 voxels).
+
+The rules are compared on one half of the cases, so that the best of them can be told on the other half.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from mood_eval.baselines import Baselines
+from mood_eval.ranking import draw_lists, list_precisions
+from mood_eval.summary import count_samples
+from mood_eval.table import Report, markdown_table
+from mood_eval.validation_set import Case, Made, Recipe, make_cases, plan_cases
+from mood_infer.predictor import Predictor
+from mood_infer.scores import TOP_VOXELS, mean_of_top, sample_score
+from mood_infer.volume import Array3D
+
+Rule = Callable[[Array3D], float]
+PAPER = f"mean of the top {TOP_VOXELS} (paper)"
+HISTOGRAM = "intensity-histogram"
+FUSED = f"{PAPER} + histogram distance"
+RUNS = 2000
+
+
+def share_above(scores: Array3D, threshold: float) -> float:
+    """Share of the working grid with a higher score than ``threshold``."""
+    return float((scores > threshold).mean())
+
+
+RULES: Mapping[str, Rule] = {
+    PAPER: sample_score,
+    **{f"mean of the top {count}": partial(mean_of_top, count=count) for count in (1, 10, 1000, 10000)},
+    **{f"share above {level}": partial(share_above, threshold=threshold) for threshold in (0.1, 0.25, 0.5)},
+}
+
+
+class RuleRow(BaseModel):
+    """What a rule reaches.
+
+    Attributes:
+        chosen_on: sample AP on the half that may be chosen on.
+        told_on: on the other half.
+        gain: of the latter over the paper's rule.
+        low, high: the 95 % interval of the gain, over bootstrapped cases of that half.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    chosen_on: float
+    told_on: float
+    gain: float
+    low: float
+    high: float
+
+
+class RuleTable(BaseModel):
+    """All rules on the same cases.
+
+    Attributes:
+        rows: name of the rule to its numbers.
+        cases: in the half that is told.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rows: dict[str, RuleRow]
+    cases: int
+
+    def markdown(self) -> str:
+        """One row a rule."""
+        rows = {
+            name: [row.chosen_on, row.told_on, row.gain, row.low, row.high] for name, row in self.rows.items()
+        }
+        return markdown_table(["one half", "other half", "over the paper's", "from", "to"], rows)
+
+
+def compare_rules(
+    scans: Sequence[Path],
+    recipe: Recipe,
+    predictor: Predictor,
+    baselines: Baselines,
+    report: Report | None = None,
+) -> RuleTable:
+    """Score all cases of a recipe by every rule.
+
+    Args:
+        scans: normal scans that neither networks nor baselines know.
+        recipe: the cases to make.
+        predictor: makes the maps.
+        baselines: fitted, the intensity histogram among them.
+        report: called before each case with the case, its position from 1, and the number of cases.
+
+    Raises:
+        UserError: a scan cannot be used.
+    """
+    plan = plan_cases(list(scans), recipe)
+    scores: dict[str, list[float]] = {name: [] for name in (*RULES, FUSED)}
+    cases: list[Case] = []
+    for source in scans:
+        for made in make_cases(source, [case for path, case in plan if path == source], recipe):
+            cases.append(made.case)
+            if report is not None:
+                report(made.case, len(cases), len(plan))
+            for name, value in _score(made, predictor, baselines).items():
+                scores[name].append(value)
+    anomalous = np.array([case.kind != "healthy" for case in cases])
+    return table_of({name: np.array(values) for name, values in scores.items()}, anomalous, halves(cases))
+
+
+def _score(made: Made, predictor: Predictor, baselines: Baselines) -> dict[str, float]:
+    working = predictor.predict(made.image).working
+    scored = {name: rule(working) for name, rule in RULES.items()}
+    return scored | {FUSED: scored[PAPER] + baselines.score(made)[HISTOGRAM].sample}
+
+
+def halves(cases: Sequence[Case]) -> NDArray[np.bool_]:
+    """True for the cases to be told: every other one of each kind, in the order of their numbers."""
+    told = np.zeros(len(cases), bool)
+    seen: dict[str, int] = {}
+    for place in sorted(range(len(cases)), key=lambda place: cases[place].number):
+        kind = cases[place].kind
+        seen[kind] = seen.get(kind, 0) + 1
+        told[place] = seen[kind] % 2 == 0
+    return told
+
+
+def table_of(
+    scores: Mapping[str, NDArray[np.float64]], anomalous: NDArray[np.bool_], told: NDArray[np.bool_]
+) -> RuleTable:
+    """Sample AP of each rule on both halves.
+
+    Args:
+        scores: name of the rule to (cases,) scores; the paper's among them.
+        anomalous: (cases,) which of them have an anomaly.
+        told: (cases,) which half each is in.
+    """
+    lists = draw_lists(int(told.sum()), RUNS, None, 0)
+    lists = lists[(lists @ anomalous[told] > 0)]
+    once = np.ones((1, int(told.sum()))), np.ones((1, int((~told).sum())))
+    spread, values = {}, {}
+    for name, all_scores in scores.items():
+        counts = count_samples(all_scores[told], anomalous[told])
+        rest = count_samples(all_scores[~told], anomalous[~told])
+        spread[name] = list_precisions(counts, lists)
+        values[name] = list_precisions(rest, once[1])[0], list_precisions(counts, once[0])[0]
+    rows = {}
+    for name, (chosen_on, told_on) in values.items():
+        low, high = np.percentile(spread[name] - spread[PAPER], [2.5, 97.5])
+        gain = told_on - values[PAPER][1]
+        rows[name] = RuleRow(chosen_on=chosen_on, told_on=told_on, gain=gain, low=low, high=high)
+    return RuleTable(rows=rows, cases=int(told.sum()))

@@ -1,0 +1,61 @@
+"""Rules for the score of a scan, against numbers by hand and scikit-learn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from mood_eval.baselines import Baselines
+from mood_eval.sample_rules import FUSED, HISTOGRAM, PAPER, RULES, compare_rules, halves, table_of
+from mood_eval.validation_set import HEALTHY, Recipe, make_cases, plan_cases
+from mood_infer.challenge import Region, find_scans
+from mood_infer.predictor import Predictor
+
+
+def test_rules_by_hand() -> None:
+    scores = np.arange(1000, dtype=np.float32).reshape(10, 10, 10) / 1000
+    assert RULES["mean of the top 1"](scores) == pytest.approx(0.999)
+    assert RULES["mean of the top 10"](scores) == pytest.approx(0.9945)
+    assert RULES[PAPER](scores) == pytest.approx(0.9495)
+    assert RULES["mean of the top 10000"](scores) == pytest.approx(0.4995)
+    assert RULES["share above 0.25"](scores) == pytest.approx(0.749)
+
+
+def test_the_table_is_scikit_learn_s_on_each_half() -> None:
+    random = np.random.default_rng(0)
+    anomalous, told = random.random(80) < 0.6, np.arange(80) % 2 == 0
+    scores = {PAPER: random.random(80), "better": anomalous + 0.5 * random.random(80)}
+    table = table_of(scores, anomalous, told)
+    for name, row in table.rows.items():
+        for half, value in ((told, row.told_on), (~told, row.chosen_on)):
+            assert value == pytest.approx(average_precision_score(anomalous[half], scores[name][half]))
+    better = table.rows["better"]
+    assert better.told_on == 1 and 0 < better.low < better.gain < better.high
+    assert table.rows[PAPER].gain == table.rows[PAPER].low == table.rows[PAPER].high == 0
+
+
+def test_every_case_is_scored_by_every_rule(scans: Path, weights: Path) -> None:
+    paths = find_scans(scans)
+    recipe = Recipe(Region.BRAIN, 2, {HEALTHY: 2, "noise": 2, "shift": 2})
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    baselines = Baselines.fit(paths, Region.BRAIN, [HISTOGRAM])
+    table = compare_rules(paths, recipe, predictor, baselines)
+    assert list(table.rows) == [*RULES, FUSED] and table.cases == 3
+    plan = plan_cases(paths, recipe)
+    made = [
+        one
+        for source in paths
+        for one in make_cases(source, [case for path, case in plan if path == source], recipe)
+    ]
+    told = halves([one.case for one in made])
+    assert sorted(one.case.kind for one, kept in zip(made, told, strict=True) if kept) == [
+        HEALTHY,
+        "noise",
+        "shift",
+    ]
+    truth = np.array([bool(one.label.any()) for one in made])
+    values = np.array([predictor.predict(one.image).sample_score for one in made])
+    assert table.rows[PAPER].told_on == pytest.approx(average_precision_score(truth[told], values[told]))
+    fused = values + [baselines.score(one)[HISTOGRAM].sample for one in made]
+    assert table.rows[FUSED].chosen_on == pytest.approx(average_precision_score(truth[~told], fused[~told]))
