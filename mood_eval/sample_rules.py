@@ -35,7 +35,7 @@ def share_above(scores: Array3D, threshold: float) -> float:
 RULES: Mapping[str, Rule] = {
     PAPER: sample_score,
     **{f"mean of the top {count}": partial(mean_of_top, count=count) for count in (1, 10, 1000, 10000)},
-    **{f"share above {level}": partial(share_above, threshold=threshold) for threshold in (0.1, 0.25, 0.5)},
+    **{f"share above {level}": partial(share_above, threshold=level) for level in (0.1, 0.25, 0.5)},
 }
 
 
