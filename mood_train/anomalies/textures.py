@@ -117,11 +117,11 @@ def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
     return np.clip(augmented, 0, 1)
 
 
-OWN_ODDS = (0.4, 0.2, 0.2, 0.2)  # a change of brightness alone is what networks learn last
+OWN_ODDS = (0.4, 0.1, 0.2, 0.3)  # a change of brightness alone is what networks learn last
 OWN_SHIFT = (0.1, 0.4)
 OWN_NOISE = (0.05, 0.3)
 OWN_TURN = (0.25, 1.0)  # rad
-OWN_ZOOM = (1.2, 1.7)  # or its inverse
+OWN_ZOOM = (1.3, 3.0)  # or its inverse
 
 
 def change_own(patch: Array3D, rng: np.random.Generator) -> Array3D:
