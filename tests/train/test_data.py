@@ -54,7 +54,7 @@ def test_cut_is_numpys_pad_and_slice(
 
 def test_scans_are_cached_once_on_the_regions_grid(tmp_path: Path) -> None:
     path = _write(tmp_path / "a1.nii.gz", _ct(), spacing=2.0)
-    place = load_preset("compact").regions[Region.ABDOM]
+    place = load_preset("compact").regions[Region.ABDOM].model_copy(update={"spacing": 3.0})
     (scan,) = load_scans([path], place, tmp_path / "cache")
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     (again,) = load_scans([path], place, tmp_path / "cache")

@@ -204,7 +204,7 @@ def test_export_keeps_the_network_and_says_where_it_comes_from(
     manifest = read_manifest(path.parent)
     (member,) = manifest.members
     assert (member.steps, member.edges, member.fold, member.licence) == (2, "smooth", None, "CC0")
-    assert (manifest.window, manifest.spacing, manifest.overlap) == (32, 2.0, 0.5)
+    assert (manifest.window, manifest.spacing, manifest.overlap) == (32, tiny_run.place.spacing, 0.5)
     loaded = load_member(path.parent, manifest, member)
     trained = read_checkpoint(out / CHECKPOINT_NAME).network
     for name, tensor in loaded.state_dict().items():
