@@ -217,11 +217,12 @@ def load_member(folder: Path, manifest: Manifest, member: Member) -> nn.Module:
 
 
 def save_member(path: Path, network: nn.Module) -> str:
-    """Write a network's parameters and statistics in half precision and return the file's sha256."""
-    tensors = {
-        name: (tensor.detach().half() if tensor.is_floating_point() else tensor).cpu().contiguous()
-        for name, tensor in _own_tensors(network).items()
-    }
+    """Write a network's parameters in half precision and return the file's sha256.
+
+    The statistics of its norms stay as they are: a variance may exceed what half precision holds.
+    """
+    halved = {name: parameter.detach().half() for name, parameter in network.named_parameters()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in (_own_tensors(network) | halved).items()}
     content = safetensors.torch.save(tensors)
     path.write_bytes(content)
     return hashlib.sha256(content).hexdigest()

@@ -209,7 +209,8 @@ def test_export_keeps_the_network_and_says_where_it_comes_from(
     trained = read_checkpoint(out / CHECKPOINT_NAME).network
     for name, tensor in loaded.state_dict().items():
         if tensor.is_floating_point():
-            assert torch.equal(tensor, trained[name].half().float()), name
+            exact = "running" in name
+            assert torch.equal(tensor, trained[name] if exact else trained[name].half().float()), name
 
 
 def test_start_from_takes_the_weights_and_counts_their_steps(
