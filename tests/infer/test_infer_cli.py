@@ -70,7 +70,7 @@ def test_a_single_file(run: Run, scans: Path, weights: Path, tmp_path: Path) -> 
 def test_a_memory_limit_refuses_by_name(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
     code, text = run("predict", scans, tmp_path / "out", *options(weights), "--max-memory", 0.1)
     assert code == 1
-    needs = "it takes up to 0.6 GB of memory, and 0.1 GB are allowed; crop it or allow more."
+    needs = "it takes up to 0.5 GB of memory, and 0.1 GB are allowed; crop it or allow more."
     assert f"failed: a.nii.gz: {needs}" in text
     code, text = run("predict", scans, tmp_path / "out", *options(weights), "--max-memory", 1)
     assert code == 0 and text.splitlines()[-1] == "2 done, 0 skipped, 0 failed"

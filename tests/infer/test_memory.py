@@ -82,7 +82,7 @@ def test_a_scan_too_large_is_refused_and_the_others_are_done(
     large, small = Job(predictor, Mode.SAMPLE, output, max_memory=limit).run(scans)
     assert large.state is State.FAILED and small.state is State.DONE
     assert large.error == (
-        "a.nii: it takes up to 0.6 GB of memory, and 0.552816 GB are allowed; crop it or allow more."
+        f"a.nii: it takes up to 0.5 GB of memory, and {limit / GB:g} GB are allowed; crop it or allow more."
     )
     check_fits(scans[0], predictor.manifest, limit + 1)
     with pytest.raises(ScanError, match="not a readable NIfTI file"):
