@@ -79,6 +79,9 @@ class JudgedPart(StrEnum):
 HeldOutScans = Annotated[
     Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, held out of training.")
 ]
+AllScans = Annotated[
+    Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, those of training among them.")
+]
 RegionOption = Annotated[Region, typer.Option(help="What the scans show.")]
 SeedOption = Annotated[int, typer.Option(help="Of all randomness; the same seed makes the same cases.")]
 SplitOption = Annotated[
@@ -226,9 +229,7 @@ def normal_scores(
 
 @app.command()
 def baselines(
-    scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, those of training among them.")
-    ],
+    scans: AllScans,
     region: RegionOption,
     split: Annotated[
         Path, typer.Option(metavar="FILE", help="The split file of training; its folds are fitted on.")
@@ -255,9 +256,7 @@ def baselines(
 
 @app.command("sample-rules")
 def sample_rules(
-    scans: Annotated[
-        Path, typer.Argument(metavar="SCANS", help="Folder of normal scans, those of training among them.")
-    ],
+    scans: AllScans,
     region: RegionOption,
     split: Annotated[
         Path,

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from mood_eval.baselines import Baselines
 from mood_eval.ranking import draw_lists, list_precisions
 from mood_eval.summary import count_samples
-from mood_eval.table import Report, markdown_table
-from mood_eval.validation_set import Case, Made, Recipe, make_cases, plan_cases
+from mood_eval.table import Report, make_all, markdown_table
+from mood_eval.validation_set import HEALTHY, Case, Made, Recipe
 from mood_infer.predictor import Predictor
 from mood_infer.scores import TOP_VOXELS, mean_of_top, sample_score
 from mood_infer.volume import Array3D
@@ -96,17 +96,13 @@ def compare_rules(
     Raises:
         UserError: a scan cannot be used.
     """
-    plan = plan_cases(list(scans), recipe)
     scores: dict[str, list[float]] = {name: [] for name in (*RULES, FUSED)}
     cases: list[Case] = []
-    for source in scans:
-        for made in make_cases(source, [case for path, case in plan if path == source], recipe):
-            cases.append(made.case)
-            if report is not None:
-                report(made.case, len(cases), len(plan))
-            for name, value in _score(made, predictor, baselines).items():
-                scores[name].append(value)
-    anomalous = np.array([case.kind != "healthy" for case in cases])
+    for made in make_all(scans, recipe, report):
+        cases.append(made.case)
+        for name, value in _score(made, predictor, baselines).items():
+            scores[name].append(value)
+    anomalous = np.array([case.kind != HEALTHY for case in cases])
     return table_of({name: np.array(values) for name, values in scores.items()}, anomalous, halves(cases))
 
 

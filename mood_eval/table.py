@@ -1,6 +1,6 @@
 """Several methods on the same cases, which are made, scored and forgotten one at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,18 +93,25 @@ def judge_cases(
     Raises:
         UserError: a scan cannot be used.
     """
-    plan = plan_cases(list(scans), recipe)
     judged: dict[str, list[Judged]] = {}
     cases: list[Case] = []
-    for source in scans:
-        own = [case for path, case in plan if path == source]
-        for made in make_cases(source, own, recipe):
-            cases.append(made.case)
-            if report is not None:
-                report(made.case, len(cases), len(plan))
-            for name, scored in score(made).items():
-                judged.setdefault(name, []).append(_judge(made, name, scored, objects))
+    for made in make_all(scans, recipe, report):
+        cases.append(made.case)
+        for name, scored in score(made).items():
+            judged.setdefault(name, []).append(_judge(made, name, scored, objects))
     return Index.of(recipe, cases), judged
+
+
+def make_all(scans: Sequence[Path], recipe: Recipe, report: Report | None = None) -> Iterator[Made]:
+    """All cases of a recipe, those of one scan one after the other; arguments as of :func:`judge_cases`."""
+    plan = plan_cases(list(scans), recipe)
+    number = 0
+    for source in scans:
+        for made in make_cases(source, [case for path, case in plan if path == source], recipe):
+            number += 1
+            if report is not None:
+                report(made.case, number, len(plan))
+            yield made
 
 
 def _judge(made: Made, name: str, scored: Scored, objects: bool) -> Judged:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +75,7 @@ def build_network(config: NetworkConfig) -> nn.Module:
     )
 
 
+@cache
 def count_parameters(config: NetworkConfig) -> int:
     """Number of weights of a network, without memory for them."""
     with torch.device("meta"):
