@@ -20,6 +20,7 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from mood_infer.challenge import Region
@@ -226,7 +227,7 @@ class Predictor:
                 overlap = self._affordable_overlap(body.shape, memory, end)
             inside, outside, used = self._mean(body, air, overlap, memory, end, progress)
         working = np.full(image.shape, outside, np.float32)
-        working[box] = inside.numpy()
+        working[box] = self._smoothed(inside.numpy(), outside)
         late = self._shortened(overlap, used)
         warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
@@ -259,6 +260,12 @@ class Predictor:
             if now + (now - started) > end:
                 break
         return total.div_(used).clamp_(0, 1), min(outside / used, 1.0), used
+
+    def _smoothed(self, scores: Array3D, outside: float) -> Array3D:
+        """The mean map, smoothed in place as the manifest says; ``outside`` is what lies around it."""
+        if sigma := self._manifest.smoothing / self._manifest.spacing:
+            ndimage.gaussian_filter(scores, sigma, output=scores, mode="constant", cval=outside)
+        return scores
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room

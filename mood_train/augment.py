@@ -20,7 +20,6 @@ from mood_infer.volume import Array3D
 from mood_train.config import RegionConfig
 from mood_train.seeds import seed_transform
 
-RATE = 0.1
 GAIN_RATE = 0.3
 BOTH = ("image", "body")
 
@@ -30,23 +29,23 @@ class Augmentation:
 
     def __init__(self, window: int, place: RegionConfig) -> None:
         """Set up the transforms for patches of ``window`` voxels; each call seeds them anew."""
-        rate = place.intensity_rate
+        moved, rate = place.place_rate, place.intensity_rate
         modes = ("bilinear", "nearest")
         self._place = Compose(
             [
-                *(RandFlipd(BOTH, prob=RATE, spatial_axis=axis) for axis in range(3)),
-                RandRotate90d(BOTH, prob=RATE, max_k=3, spatial_axes=(0, 1)),
+                *(RandFlipd(BOTH, prob=moved, spatial_axis=axis) for axis in range(3)),
+                RandRotate90d(BOTH, prob=moved, max_k=3, spatial_axes=(0, 1)),
                 RandZoomd(
                     BOTH,
-                    prob=RATE,
-                    min_zoom=0.9,
-                    max_zoom=1.1,
+                    prob=moved,
+                    min_zoom=1 - place.zoom,
+                    max_zoom=1 + place.zoom,
                     mode=("trilinear", "nearest"),
                     align_corners=(True, None),
                     padding_mode="constant",
                 ),
                 RandRotated(
-                    BOTH, prob=RATE, range_x=0.1, range_y=0.1, range_z=0.1, mode=modes, padding_mode="zeros"
+                    BOTH, prob=moved, range_x=0.1, range_y=0.1, range_z=0.1, mode=modes, padding_mode="zeros"
                 ),
                 CenterSpatialCropd(BOTH, roi_size=window),
             ]

@@ -33,8 +33,11 @@ class RegionConfig(_Section):
         anomalies_in_body: make anomalies only in body voxels (paper, section 2.1: brain, voxels > 0).
         gain: three patches in ten are multiplied by 1 - gain to 1 + gain, so that a scanner's scale, where
             the unit is arbitrary, is no anomaly.
+        place_rate: odds of each change of place of a normal patch: flips, quarter turns, zoom, small turns.
+        zoom: largest zoom of a normal patch, in or out, less 1: few scans are few sizes of patients.
         intensity_rate: odds of each change of intensity of a normal patch: noise, bias field, blur, contrast.
         noise: standard deviation of that noise, at most.
+        smoothing: of the maps at inference, sigma of a Gaussian in mm.
     """
 
     intensity: IntensityRule
@@ -43,8 +46,11 @@ class RegionConfig(_Section):
     body_is_filled: bool
     anomalies_in_body: bool
     gain: float = Field(default=0.0, ge=0, lt=1)
+    place_rate: float = Field(default=0.1, ge=0, le=1)
+    zoom: float = Field(default=0.1, ge=0, lt=1)
     intensity_rate: float = Field(default=0.1, ge=0, le=1)
     noise: float = Field(default=0.01, ge=0, lt=1)
+    smoothing: float = Field(default=0.0, ge=0)
 
 
 class AnomalyConfig(_Section):

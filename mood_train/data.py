@@ -20,6 +20,7 @@ from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
 
 CACHE_FORMAT = 1  # raise when what is cached changes
+TISSUE_DRAWS = 10
 HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
 
 
@@ -154,6 +155,15 @@ def _places(body: NDArray[np.bool_]) -> NDArray[np.int16]:
 def draw_centre(scan: CachedScan, rng: np.random.Generator) -> NDArray[np.int64]:
     """(3,) a random body voxel."""
     return scan.places[int(rng.integers(len(scan.places)))].astype(np.int64)
+
+
+def draw_tissue(scan: CachedScan, above: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(3,) a random body voxel brighter than ``above``; of ten draws the last, should none of them be."""
+    for _ in range(TISSUE_DRAWS):
+        centre = draw_centre(scan, rng)
+        if scan.image[tuple(centre)] > above:
+            break
+    return centre
 
 
 def cut(array: NDArray[np.generic], centre: NDArray[np.int64], side: int) -> Array3D:

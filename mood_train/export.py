@@ -72,6 +72,7 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
         intensity=config.place.intensity,
         spacing=config.place.spacing,
         window=config.preset.patches.window,
+        smoothing=config.place.smoothing,
         members=(member,),
     )
     if not (folder / MANIFEST_NAME).exists():

@@ -59,7 +59,8 @@ class AnomalyGenerator:
             raise UserError(SINGLE_SUBJECT)
         self._window = patches.window
         self._side = round(anomalies.max_size * self._window)
-        self._bank = MemoryBank(scans, anomalies.bank_size, self._side, config.seed)
+        self._above = config.place.body_above
+        self._bank = MemoryBank(scans, anomalies.bank_size, self._side, config.seed, self._above)
         self._augmentation = Augmentation(patches.window, config.place)
 
     def sample(self, number: int) -> Sample:
@@ -108,11 +109,11 @@ class AnomalyGenerator:
         scan, anomalies = self._scans[index], self._config.preset.anomalies
         source = rng.random()
         if source >= 1 - anomalies.own_share:
-            return change_own(own, rng)
+            return change_own(own, self._config.edges, rng)
         if source < anomalies.other_share:
             patch = self._bank.draw(number, scan.subject, rng)
         else:
-            patch = same_scan_patch(scan, index, centre, self._side, rng)
+            patch = same_scan_patch(scan, index, centre, self._side, rng, self._above)
         texture = augment_texture(patch.array, rng)
         offset = (self._side - np.array(own.shape)) // 2
         return texture[tuple(slice(o, o + n) for o, n in zip(offset, own.shape, strict=True))]
@@ -140,5 +141,7 @@ class AnomalyGenerator:
     def _allowed(self, normal: Array3D, body: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self._config.place.anomalies_in_body:
             return np.ones_like(body)
-        # augmentation keeps zeros, so in skull-stripped MR the image itself is the sharper mask
-        return body if self._config.place.body_is_filled else normal > 0
+        # Augmentation keeps zeros, so in skull-stripped MR the image itself is the sharper mask. In CT the
+        # air in lung and bowel is left out: few scans are too few to learn what is normal there.
+        tissue = normal > self._above
+        return tissue & body if self._config.place.body_is_filled else tissue

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from mood_infer.errors import UserError
 from mood_infer.volume import Array3D
-from mood_train.data import CachedScan, cut, draw_centre
+from mood_train.data import CachedScan, cut, draw_tissue
 from mood_train.seeds import generator, seed_transform
 
 DRAWS = 10
@@ -36,16 +36,16 @@ class MemoryBank:
     memory of its own, is the same in every worker, and a resumed run finds it as it was.
     """
 
-    def __init__(self, scans: list[CachedScan], size: int, side: int, seed: int) -> None:
-        """Take ``size`` patches of ``side`` voxels from ``scans``."""
-        self._scans, self._size, self._side, self._seed = scans, size, side, seed
+    def __init__(self, scans: list[CachedScan], size: int, side: int, seed: int, above: float = 0.0) -> None:
+        """Take ``size`` patches of ``side`` voxels from ``scans``, around voxels brighter than ``above``."""
+        self._scans, self._size, self._side, self._seed, self._above = scans, size, side, seed, above
 
     def patch(self, number: int) -> ForeignPatch:
-        """The patch with this number, any integer: cut around a random body voxel of a random scan."""
+        """The patch with this number, any integer: cut around a random tissue voxel of a random scan."""
         rng = self._generator(number)
         index = int(rng.integers(len(self._scans)))
         scan = self._scans[index]
-        return ForeignPatch(cut(scan.image, draw_centre(scan, rng), self._side), index)
+        return ForeignPatch(cut(scan.image, draw_tissue(scan, self._above, rng), self._side), index)
 
     def draw(self, image_number: int, subject: str, rng: np.random.Generator) -> ForeignPatch:
         """A random patch of the bank as image ``image_number`` finds it, never of the given subject.
@@ -71,7 +71,12 @@ class MemoryBank:
 
 
 def same_scan_patch(
-    scan: CachedScan, index: int, away_from: np.ndarray, side: int, rng: np.random.Generator
+    scan: CachedScan,
+    index: int,
+    away_from: np.ndarray,
+    side: int,
+    rng: np.random.Generator,
+    above: float = 0.0,
 ) -> ForeignPatch:
     """A patch from another place of the same scan, flipped at random.
 
@@ -82,10 +87,11 @@ def same_scan_patch(
             lies at least half a side away, or the farthest of ten.
         side: of the patch, in voxels.
         rng: source of the draws.
+        above: its middle voxel is brighter than this.
     """
     far, best = -1.0, away_from
     for _ in range(DRAWS):
-        centre = draw_centre(scan, rng)
+        centre = draw_tissue(scan, above, rng)
         distance = float(np.abs(centre - away_from).max())
         if distance > far:
             far, best = distance, centre
@@ -117,23 +123,26 @@ def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
     return np.clip(augmented, 0, 1)
 
 
-OWN_ODDS = (0.4, 0.1, 0.2, 0.3)  # a change of brightness alone is what networks learn last
-OWN_SHIFT = (0.1, 0.4)
+OWN_CHANGES = ("shift", "noise", "turn", "zoom")
+# behind a soft edge a change of brightness has no rim to be seen by: it is what networks learn last
+OWN_ODDS = {"hard": (0.3, 0.1, 0.2, 0.4), "smooth": (0.6, 0.1, 0.1, 0.2)}
+OWN_SHIFT = (0.15, 0.45)
 OWN_NOISE = (0.05, 0.3)
 OWN_TURN = (0.25, 1.0)  # rad
 OWN_ZOOM = (1.3, 3.0)  # or its inverse
 
 
-def change_own(patch: Array3D, rng: np.random.Generator) -> Array3D:
+def change_own(patch: Array3D, edges: str, rng: np.random.Generator) -> Array3D:
     """Shifted, noisy, turned or zoomed: one of them, always, for a patch that stays in its place.
 
     A fainter change would be an anomaly in the label only.
 
     Args:
         patch: (X, Y, Z) float32 in [0,1]; the result is clipped to that.
+        edges: hard or smooth, which decides the odds of each change.
         rng: source of the draws.
     """
-    change = rng.choice(("shift", "noise", "turn", "zoom"), p=OWN_ODDS)
+    change = rng.choice(OWN_CHANGES, p=OWN_ODDS[edges])
     if change == "shift":
         changed = patch + rng.choice((-1, 1)) * rng.uniform(*OWN_SHIFT)
     elif change == "noise":

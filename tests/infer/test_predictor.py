@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
+from scipy import ndimage
 from torch import Tensor, nn
 
 from mood_infer import predictor as predictor_module
@@ -100,6 +101,29 @@ def test_the_crop_changes_nothing_that_the_same_windows_see(weights: Path) -> No
     cube = cube_weights(32, 0.125)
     empty = float((mean_score(torch.zeros(1, 1, 32, 32, 32))[0, 0] * cube).sum() / cube.sum())
     np.testing.assert_allclose(result.working[outside], empty, atol=1e-5)
+
+
+def test_maps_are_smoothed_by_millimetres_on_their_own_grid(
+    make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Against SciPy over the whole unsmoothed map, which beyond the body's box is of one value."""
+    array = np.zeros((80, 70, 60), np.float32)
+    array[26:56, 20:50, 14:44] = np.random.default_rng(0).uniform(0.3, 0.7, (30, 30, 30))
+    scan = Volume(array, np.diag([2.0, 2.0, 2.0, 1.0]), nib.Nifti1Header())
+    maps = {}
+    for smoothing in (0.0, 3.0):
+        folder = make_weights(tmp_path / f"{smoothing}", spacing=2.0, smoothing=smoothing)
+        maps[smoothing] = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(scan)
+    plain = maps[0.0].working
+    inside = plain != plain[0, 0, 0]
+    assert 0.01 < inside.mean() < 0.9
+    expected = ndimage.gaussian_filter(plain, 1.5, mode="nearest")
+    box = ndimage.find_objects(inside.astype(np.uint8))[0]
+    np.testing.assert_allclose(maps[3.0].working[box], expected[box], atol=1e-5)
+    assert np.abs(plain - expected)[box].max() > 0.02
+    outside = np.ones(plain.shape, bool)
+    outside[box] = False
+    assert np.array_equal(maps[3.0].working[outside], plain[outside])  # nothing leaks over the box's rim
 
 
 def test_reduced_precision_is_close(weights: Path, scan: Volume) -> None:

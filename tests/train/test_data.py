@@ -176,6 +176,23 @@ def test_noise_is_as_rare_and_as_strong_as_the_region_says() -> None:
     assert 0 < max(steps) < 0.2 * 2**0.5
 
 
+def test_patches_are_moved_as_often_and_zoomed_as_far_as_the_region_says() -> None:
+    line = np.arange(40) - 19.5
+    ball = np.add.outer(np.add.outer(line**2, line**2), line**2) < 10**2
+    image = np.where(ball, 0.5, 0).astype(np.float32)
+
+    def volumes(place_rate: float, zoom: float) -> list[float]:
+        augmentation = Augmentation(32, _place(intensity_rate=0.0, place_rate=place_rate, zoom=zoom))
+        patches = [augmentation(image, ball, np.random.default_rng(seed))[1] for seed in range(60)]
+        return [float(patch.sum()) / float(ball.sum()) for patch in patches]
+
+    assert set(volumes(0.0, 0.25)) == {1.0}
+    zoomed = [volume ** (1 / 3) for volume in volumes(1.0, 0.25)]
+    assert 0.72 < min(zoomed) < 0.82 and 1.18 < max(zoomed) < 1.28
+    some = sum(abs(volume - 1) > 0.06 for volume in volumes(0.5, 0.25))  # a turn loses less
+    assert 15 < some < 40
+
+
 def test_augmentation_keeps_zeros_and_moves_the_mask_with_the_image() -> None:
     augmentation = Augmentation(16, _place(gain=0.2, intensity_rate=0.3))
     image = np.zeros((24, 24, 24), np.float32)
