@@ -20,6 +20,7 @@ from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
 
 CACHE_FORMAT = 1  # raise when what is cached changes
+SHAPES_CACHE = {"intensity", "spacing", "body_above", "body_is_filled"}  # of a region
 TISSUE_DRAWS = 10
 HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
 
@@ -95,7 +96,8 @@ def data_digest(scans: list[CachedScan]) -> str:
 
 def _load(path: Path, place: RegionConfig, cache: Path) -> CachedScan:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    key = hashlib.sha256(f"{CACHE_FORMAT} {sha256} {place.model_dump_json()}".encode()).hexdigest()[:24]
+    rules = place.model_dump_json(include=SHAPES_CACHE)
+    key = hashlib.sha256(f"{CACHE_FORMAT} {sha256} {rules}".encode()).hexdigest()[:24]
     image_file, body_file = cache / f"{key}-image.npy", cache / f"{key}-body.npy"
     if not (image_file.exists() and body_file.exists()):
         volume = read_volume(path)

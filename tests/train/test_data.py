@@ -160,6 +160,16 @@ def test_the_digest_knows_names_and_contents(tmp_path: Path) -> None:
     assert data_digest(scans) != data_digest(scans[:1])
 
 
+def test_scans_are_prepared_anew_only_for_what_shapes_them(tmp_path: Path) -> None:
+    path = _write(tmp_path / "s.nii.gz", np.full((8, 8, 8), 5.0, np.float32))
+    cache = tmp_path / "cache"
+    for changed in ({}, {"smoothing": 3.0}, {"zoom": 0.3}, {"noise": 0.2}):
+        load_scans([path], _place(**changed), cache)
+        assert len(list(cache.iterdir())) == 2
+    load_scans([path], _place(spacing=2.0), cache)
+    assert len(list(cache.iterdir())) == 4
+
+
 def _place(**changed: float) -> RegionConfig:
     return load_preset("reference").regions[Region.BRAIN].model_copy(update=changed)
 
