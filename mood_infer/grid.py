@@ -85,6 +85,22 @@ def resample(array: Array3D, source: Grid, target: Grid) -> Array3D:
     return tensor.contiguous().numpy()
 
 
+def axes_in_ras(array: Array3D, affine: Affine) -> tuple[Array3D, tuple[float, float, float]]:
+    """The same voxels with their axes permuted and flipped to the nearest RAS order, nothing interpolated.
+
+    Args:
+        array: (X, Y, Z) on the grid of ``affine``.
+        affine: (4, 4) voxel index to world mm.
+
+    Returns:
+        A view of ``array``, and the spacing along its axes in mm.
+    """
+    order, signs = _nearest_ras(affine)
+    turned = array.transpose(order)[tuple(slice(None, None, int(sign)) for sign in signs)]
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[order]
+    return turned, (float(x), float(y), float(z))
+
+
 def _nearest_ras(affine: Affine) -> tuple[np.ndarray, np.ndarray]:
     orientation = nib.io_orientation(affine)  # per scan axis: the world axis it follows, and its sign
     order = np.argsort(orientation[:, 0])

@@ -2,17 +2,17 @@
 
 import numpy as np
 from monai.transforms import (
-    CenterSpatialCropd,
+    CenterSpatialCrop,
     Compose,
     RandAdjustContrast,
     RandBiasField,
-    RandFlipd,
+    RandFlip,
     RandGaussianNoise,
     RandGaussianSmooth,
-    RandRotate90d,
-    RandRotated,
+    RandRotate,
+    RandRotate90,
     RandScaleIntensity,
-    RandZoomd,
+    RandZoom,
 )
 from numpy.typing import NDArray
 
@@ -21,33 +21,28 @@ from mood_train.config import RegionConfig
 from mood_train.seeds import seed_transform
 
 GAIN_RATE = 0.3
-BOTH = ("image", "body")
 
 
 class Augmentation:
-    """Turns a crop and its body mask into a training patch of the window's size."""
+    """Changes of intensity and of place that a normal scan may show."""
 
     def __init__(self, window: int, place: RegionConfig) -> None:
-        """Set up the transforms for patches of ``window`` voxels; each call seeds them anew."""
+        """Set up the transforms for windows of ``window`` voxels; each call seeds them anew."""
         moved, rate = place.place_rate, place.intensity_rate
-        modes = ("bilinear", "nearest")
         self._place = Compose(
             [
-                *(RandFlipd(BOTH, prob=moved, spatial_axis=axis) for axis in range(3)),
-                RandRotate90d(BOTH, prob=moved, max_k=3, spatial_axes=(0, 1)),
-                RandZoomd(
-                    BOTH,
+                *(RandFlip(prob=moved, spatial_axis=axis) for axis in range(3)),
+                RandRotate90(prob=moved, max_k=3, spatial_axes=(0, 1)),
+                RandZoom(
                     prob=moved,
                     min_zoom=1 - place.zoom,
                     max_zoom=1 + place.zoom,
-                    mode=("trilinear", "nearest"),
-                    align_corners=(True, None),
+                    mode="trilinear",
+                    align_corners=True,
                     padding_mode="constant",
                 ),
-                RandRotated(
-                    BOTH, prob=moved, range_x=0.1, range_y=0.1, range_z=0.1, mode=modes, padding_mode="zeros"
-                ),
-                CenterSpatialCropd(BOTH, roi_size=window),
+                RandRotate(prob=moved, range_x=0.1, range_y=0.1, range_z=0.1, padding_mode="zeros"),
+                CenterSpatialCrop(roi_size=window),
             ]
         )
         self._intensity = Compose(
@@ -60,23 +55,29 @@ class Augmentation:
             ]
         )
 
-    def __call__(
-        self, image: Array3D, body: NDArray[np.bool_], rng: np.random.Generator
-    ) -> tuple[Array3D, NDArray[np.bool_]]:
-        """Augment one crop.
+    def intensity(self, image: Array3D, rng: np.random.Generator) -> Array3D:
+        """Change the intensities of a crop on the scan's own voxels.
 
         Args:
-            image: (C, C, C) in [0,1], C the window times the margin.
-            body: (C, C, C) boolean.
+            image: (X, Y, Z) float32 in [0,1].
             rng: source of the draws.
 
         Returns:
-            Image in [0,1], float32, and body, boolean, both (W, W, W); voxels that were exactly 0 stay 0.
+            The same shape, float32 in [0,1]; voxels that were exactly 0 stay 0.
+        """
+        seed_transform(self._intensity, rng)
+        patch = np.asarray(self._intensity(image[None]), dtype=np.float32)[0]
+        return np.clip(np.where(image == 0, 0, patch), 0, 1)
+
+    def place(self, crops: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Flip, turn and zoom crops on the working grid alike, and cut the window out of their middle.
+
+        Args:
+            crops: (N, C, C, C) in [0,1], C the window times the margin.
+            rng: source of the draws.
+
+        Returns:
+            (N, W, W, W) float32 in [0,1].
         """
         seed_transform(self._place, rng)
-        seed_transform(self._intensity, rng)
-        placed = self._place({"image": image[None], "body": body[None].astype(np.float32)})
-        empty = np.asarray(placed["image"]) == 0
-        patch = np.asarray(self._intensity(placed["image"]), dtype=np.float32)
-        patch = np.clip(np.where(empty, 0, patch), 0, 1)
-        return patch[0], np.asarray(placed["body"])[0] > 0.5
+        return np.clip(np.asarray(self._place(crops), dtype=np.float32), 0, 1)

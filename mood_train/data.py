@@ -1,8 +1,9 @@
-"""Normal scans, put on the preset's grid once and memory-mapped from a cache folder."""
+"""Normal scans, in [0,1] on their own grid, prepared once and memory-mapped from a cache folder."""
 
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,36 +14,43 @@ from scipy import ndimage
 
 from mood_infer.challenge import is_scan
 from mood_infer.errors import ScanError, UserError
-from mood_infer.intensity import QuartileRule
-from mood_infer.preparation import prepare
+from mood_infer.grid import axes_in_ras
+from mood_infer.intensity import QuartileRule, to_unit
 from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
 
-CACHE_FORMAT = 1  # raise when what is cached changes
-SHAPES_CACHE = {"intensity", "spacing", "body_above", "body_is_filled"}  # of a region
-TISSUE_DRAWS = 10
+CACHE_FORMAT = 2  # raise when what is cached changes
+SHAPES_CACHE = {"intensity", "body_above", "body_is_filled"}  # of a region
+OPENING = 4.0  # mm; a table hangs on to the body by less than twice this
 HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
+
+
+_IN_SLICE = ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)
 
 
 @dataclass(frozen=True)
 class CachedScan:
-    """A scan on the working grid, cut to the box of its voxels above 0; beyond it there is only 0.
+    """A scan on its own voxels, cut to the box of those above 0; beyond it there is only 0.
 
     Attributes:
         name: file name of the scan.
         subject: whom it shows; scans of one subject are never foreign to each other.
-        image: (X, Y, Z) float16 in [0,1], RAS, memory-mapped.
+        spacing: of the voxels along each axis, in mm.
+        image: (X, Y, Z) float16 in [0,1], axes in RAS order, memory-mapped.
         body: (X, Y, Z) boolean, memory-mapped.
         places: (N, 3) int16 body voxels that patches are centred on, spread evenly.
+        tissue: (M, 3) int16 those of them that are no air: foreign patches are cut around these.
         sha256: of the file, in hex.
     """
 
     name: str
     subject: str
+    spacing: tuple[float, float, float]
     image: NDArray[np.float16]
     body: NDArray[np.bool_]
     places: NDArray[np.int16]
+    tissue: NDArray[np.int16]
     sha256: str
 
 
@@ -78,7 +86,7 @@ def load_scans(paths: list[Path], place: RegionConfig, cache: Path) -> list[Cach
 
     Args:
         paths: scans to train on.
-        place: intensity rule, working grid and body rule.
+        place: intensity rule and body rule.
         cache: folder for the prepared scans: 3 bytes a voxel within the box of the voxels above 0.
 
     Raises:
@@ -99,18 +107,25 @@ def _load(path: Path, place: RegionConfig, cache: Path) -> CachedScan:
     rules = place.model_dump_json(include=SHAPES_CACHE)
     key = hashlib.sha256(f"{CACHE_FORMAT} {sha256} {rules}".encode()).hexdigest()[:24]
     image_file, body_file = cache / f"{key}-image.npy", cache / f"{key}-body.npy"
-    if not (image_file.exists() and body_file.exists()):
+    spacing_file = cache / f"{key}-spacing.npy"
+    if not (image_file.exists() and body_file.exists() and spacing_file.exists()):
         volume = read_volume(path)
         _check_region(path, volume, place)
-        prepared, _ = prepare(volume, place.intensity, place.spacing)
-        image, body = _box(prepared, body_mask(prepared, place))
+        whole, spacing = axes_in_ras(to_unit(volume.array, place.intensity), volume.affine)
+        whole = np.clip(whole, 0, 1)
+        image, body = _box(whole, body_mask(whole, place, spacing))
         if not body.any():
             raise ScanError(path, "no voxel of it is body", "leave it out of the training data")
+        write_atomically(spacing_file, lambda file: _save(file, np.array(spacing)))
         write_atomically(body_file, lambda file: _save(file, body))
         write_atomically(image_file, lambda file: _save(file, image.astype(np.float16)))
     body = np.load(body_file, mmap_mode="r")
     image = np.load(image_file, mmap_mode="r")
-    return CachedScan(path.name, subject_of(path.name), image, body, _places(body), sha256)
+    x, y, z = np.load(spacing_file).tolist()
+    places = _places(body)
+    tissue = places[image[tuple(places.T)] > place.body_above]
+    tissue = tissue if len(tissue) else places
+    return CachedScan(path.name, subject_of(path.name), (x, y, z), image, body, places, tissue, sha256)
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:
@@ -123,12 +138,13 @@ def _check_region(path: Path, volume: Volume, place: RegionConfig) -> None:
         raise ScanError(path, f"reaches {volume.array.min():g}, as only CT does", "give --region abdom")
 
 
-def body_mask(image: Array3D, place: RegionConfig) -> NDArray[np.bool_]:
+def body_mask(image: Array3D, place: RegionConfig, spacing: tuple[float, float, float]) -> NDArray[np.bool_]:
     """Which voxels are body, by the region's rule.
 
     Args:
-        image: (X, Y, Z) in [0,1], RAS.
+        image: (X, Y, Z) in [0,1], axes in RAS order.
         place: level, and whether to keep the largest component and fill its holes slice by slice.
+        spacing: of the voxels, in mm.
 
     Returns:
         (X, Y, Z) boolean.
@@ -136,8 +152,9 @@ def body_mask(image: Array3D, place: RegionConfig) -> NDArray[np.bool_]:
     above = image > place.body_above
     if not place.body_is_filled or not above.any():
         return above
-    # opened, so that the table hangs on by nothing
-    labels, _ = ndimage.label(ndimage.binary_opening(above, iterations=2))
+    # opened within the slices, so that the table hangs on by nothing
+    steps = max(1, round(OPENING / spacing[0]))
+    labels, _ = ndimage.label(ndimage.binary_opening(above, _IN_SLICE, iterations=steps))
     sizes = np.bincount(labels.ravel())[1:]
     largest = labels == 1 + int(sizes.argmax()) if sizes.size else above
     return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(largest, 2, 0)], axis=2)
@@ -159,27 +176,29 @@ def draw_centre(scan: CachedScan, rng: np.random.Generator) -> NDArray[np.int64]
     return scan.places[int(rng.integers(len(scan.places)))].astype(np.int64)
 
 
-def draw_tissue(scan: CachedScan, above: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(3,) a random body voxel brighter than ``above``; of ten draws the last, should none of them be."""
-    for _ in range(TISSUE_DRAWS):
-        centre = draw_centre(scan, rng)
-        if scan.image[tuple(centre)] > above:
-            break
-    return centre
+def draw_tissue(scan: CachedScan, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(3,) a random body voxel that is no air."""
+    return scan.tissue[int(rng.integers(len(scan.tissue)))].astype(np.int64)
 
 
-def cut(array: NDArray[np.generic], centre: NDArray[np.int64], side: int) -> Array3D:
-    """A cube of ``side`` voxels around ``centre``, 0 where it leaves the array.
+def cut(array: NDArray[np.generic], centre: NDArray[np.int64], shape: Sequence[int]) -> Array3D:
+    """A box of ``shape`` voxels around ``centre``, 0 where it leaves the array.
 
     Returns:
-        (side, side, side) float32, a copy.
+        float32 of ``shape``, a copy.
     """
-    start = centre - side // 2
+    start = centre - np.array(shape) // 2
     low = np.maximum(start, 0)
-    high = np.minimum(start + side, array.shape)
-    cube = np.zeros((side,) * 3, dtype=np.float32)
+    high = np.minimum(start + shape, array.shape)
+    box = np.zeros(tuple(shape), dtype=np.float32)
     if (high <= low).any():
-        return cube
+        return box
     a, b = low - start, high - start
-    cube[a[0] : b[0], a[1] : b[1], a[2] : b[2]] = array[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    return cube
+    box[a[0] : b[0], a[1] : b[1], a[2] : b[2]] = array[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    return box
+
+
+def voxels(size: float, spacing: tuple[float, float, float]) -> tuple[int, int, int]:
+    """How many voxels a side of ``size`` mm takes along each axis, at least one."""
+    x, y, z = (max(1, round(size / step)) for step in spacing)
+    return x, y, z

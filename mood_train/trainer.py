@@ -117,8 +117,8 @@ class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         """(image, label), each (1, W, W, W) float32."""
-        sample = self._generator.sample(number)
-        return torch.from_numpy(sample.image[None]), torch.from_numpy(sample.label[None])
+        image, label = self._generator.pair(number)
+        return torch.from_numpy(image[None]), torch.from_numpy(label[None])
 
 
 def sample_numbers(first_step: int, batch: int, rank: int, world: int) -> Iterator[int]:
@@ -323,10 +323,10 @@ class Trainer:
         scores, labels = [], []
         with torch.inference_mode():
             for number in range(HELD_OUT_PATCHES):
-                sample = self._held_out.sample(number)
-                image = torch.from_numpy(sample.image[None, None]).to(self._accelerator.device)
-                scores.append(model(image).float().sigmoid().cpu().numpy().ravel())
-                labels.append((sample.label > 0).ravel())
+                image, label = self._held_out.pair(number)
+                window = torch.from_numpy(image[None, None]).to(self._accelerator.device)
+                scores.append(model(window).float().sigmoid().cpu().numpy().ravel())
+                labels.append((label > 0).ravel())
         return float(average_precision_score(np.concatenate(labels), np.concatenate(scores)))
 
     def _save(self) -> None:

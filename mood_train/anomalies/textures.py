@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from monai.transforms import Compose, RandGaussianNoise, RandRotate, RandShiftIntensity
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mood_infer.errors import UserError
 from mood_infer.volume import Array3D
-from mood_train.data import CachedScan, cut, draw_tissue
+from mood_train.data import CachedScan, cut, draw_tissue, voxels
 from mood_train.seeds import generator, seed_transform
 
 DRAWS = 10
@@ -18,10 +19,10 @@ SINGLE_SUBJECT = "every scan is of the same subject; foreign patches of others n
 
 @dataclass(frozen=True)
 class ForeignPatch:
-    """A cube of a scan, to be blended into another place or another scan.
+    """A cube of a scan on that scan's own voxels, to be blended into another place or another scan.
 
     Attributes:
-        array: (S, S, S) float32 in [0,1].
+        array: (X, Y, Z) float32 in [0,1].
         scan: index of the scan it was cut from.
     """
 
@@ -36,16 +37,16 @@ class MemoryBank:
     memory of its own, is the same in every worker, and a resumed run finds it as it was.
     """
 
-    def __init__(self, scans: list[CachedScan], size: int, side: int, seed: int, above: float = 0.0) -> None:
-        """Take ``size`` patches of ``side`` voxels from ``scans``, around voxels brighter than ``above``."""
-        self._scans, self._size, self._side, self._seed, self._above = scans, size, side, seed, above
+    def __init__(self, scans: list[CachedScan], size: int, side: float, seed: int) -> None:
+        """Take ``size`` cubes of ``side`` mm from ``scans``."""
+        self._scans, self._size, self._side, self._seed = scans, size, side, seed
 
     def patch(self, number: int) -> ForeignPatch:
         """The patch with this number, any integer: cut around a random tissue voxel of a random scan."""
         rng = self._generator(number)
         index = int(rng.integers(len(self._scans)))
         scan = self._scans[index]
-        return ForeignPatch(cut(scan.image, draw_tissue(scan, self._above, rng), self._side), index)
+        return ForeignPatch(cut(scan.image, draw_tissue(scan, rng), voxels(self._side, scan.spacing)), index)
 
     def draw(self, image_number: int, subject: str, rng: np.random.Generator) -> ForeignPatch:
         """A random patch of the bank as image ``image_number`` finds it, never of the given subject.
@@ -71,33 +72,27 @@ class MemoryBank:
 
 
 def same_scan_patch(
-    scan: CachedScan,
-    index: int,
-    away_from: np.ndarray,
-    side: int,
-    rng: np.random.Generator,
-    above: float = 0.0,
+    scan: CachedScan, index: int, away_from: NDArray[np.int64], side: float, rng: np.random.Generator
 ) -> ForeignPatch:
     """A patch from another place of the same scan, flipped at random.
 
     Args:
         scan: the scan.
         index: its index, for the record.
-        away_from: (3,) voxel the image's own crop is centred on; the farthest of two draws is taken that
-            lies at least half a side away, or the farthest of ten.
-        side: of the patch, in voxels.
+        away_from: (3,) voxel the image's own crop is centred on; the first of ten draws is taken that
+            lies at least half a side away along some axis, or the farthest of them.
+        side: of the patch, in mm.
         rng: source of the draws.
-        above: its middle voxel is brighter than this.
     """
     far, best = -1.0, away_from
     for _ in range(DRAWS):
-        centre = draw_tissue(scan, above, rng)
-        distance = float(np.abs(centre - away_from).max())
+        centre = draw_tissue(scan, rng)
+        distance = float((np.abs(centre - away_from) * scan.spacing).max())
         if distance > far:
             far, best = distance, centre
         if far >= side / 2:
             break
-    array = cut(scan.image, best, side)
+    array = cut(scan.image, best, voxels(side, scan.spacing))
     axes = tuple(int(axis) for axis in np.flatnonzero(rng.random(3) < 0.5))
     return ForeignPatch(np.flip(array, axes).copy(), index)
 
@@ -115,7 +110,7 @@ def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
     """Random shift (to 0.2), noise (0.2) and rotation (to 1 rad an axis), each at odds of 0.2.
 
     Args:
-        patch: (S, S, S) float32 in [0,1]; the result is clipped to that.
+        patch: (X, Y, Z) float32 in [0,1]; the result is clipped to that.
         rng: source of the draws.
     """
     seed_transform(_AUGMENT, rng)

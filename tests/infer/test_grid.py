@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import center_of_mass, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from mood_infer.grid import Grid, resample, working_grid
+from mood_infer.grid import Grid, axes_in_ras, resample, working_grid
 
 ORIENTATIONS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 SLOPE = np.array([0.004, -0.003, 0.005])
@@ -46,6 +46,16 @@ def test_a_ramp_in_mm_survives_both_ways(order: tuple[int, ...], signs: tuple[in
     np.testing.assert_allclose(there, ramp(working), atol=1e-4)
     np.testing.assert_allclose(resample(there, working, scan), ramp(scan), atol=1e-4)
     assert nib.aff2axcodes(working.affine) == ("R", "A", "S")
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_axes_in_ras_are_nibabels(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    affine = oriented(order, signs, (0.5, 2.3, 8.0))
+    array = np.random.default_rng(0).random((4, 5, 6), dtype=np.float32)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
+    turned, spacing = axes_in_ras(array, affine)
+    assert np.array_equal(turned, canonical.get_fdata(dtype=np.float32))
+    assert spacing == pytest.approx(canonical.header.get_zooms())
 
 
 @given(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mood_infer.network import NetworkConfig
 from mood_infer.volume import Array3D
@@ -20,14 +21,25 @@ from mood_train.data import CachedScan
 LEVELS = {"sub-01": 0.2, "sub-02": 0.5, "sub-03": 0.8}
 
 
-def make_scan(name: str, level: float, side: int = 48) -> CachedScan:
-    """A ball of one intensity, plus a ripple far smaller than the distance of the levels."""
-    line = np.arange(side) - side / 2
-    x, y, z = np.meshgrid(line, line, line, indexing="ij")
+def make_scan(
+    name: str, level: float, side: int = 48, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> CachedScan:
+    """A ball of one intensity, ``side`` mm wide, and a ripple far smaller than the levels' distance."""
+    lines = [(np.arange(round(side / step)) * step) - side / 2 for step in spacing]
+    x, y, z = np.meshgrid(*lines, indexing="ij")
     body = x**2 + y**2 + z**2 < (0.45 * side) ** 2
     image: Array3D = np.where(body, level + 0.02 * np.sin(x), 0).astype(np.float32)
+    return cached(name, image, body, spacing)
+
+
+def cached(
+    name: str, image: Array3D, body: NDArray[np.bool_], spacing: tuple[float, float, float], air: float = 0.0
+) -> CachedScan:
+    """A scan as the cache would hold it; whatever is no brighter than ``air`` is no tissue."""
     places = np.argwhere(body).astype(np.int16)
-    return CachedScan(f"{name}.nii.gz", name, image.astype(np.float16), body, places, "0" * 64)
+    tissue = places[image[tuple(places.T)] > air]
+    halved = image.astype(np.float16)
+    return CachedScan(f"{name}.nii.gz", name, spacing, halved, body, places, tissue, "0" * 64)
 
 
 @pytest.fixture(scope="session")

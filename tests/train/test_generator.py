@@ -1,6 +1,5 @@
 """Samples: what changed, what did not, and where the foreign patches come from."""
 
-import dataclasses
 import hashlib
 
 import numpy as np
@@ -9,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
-from mood_train.anomalies.generator import AnomalyGenerator, Sample
+from mood_train.anomalies.generator import AnomalyGenerator, Sample, stretch
 from mood_train.anomalies.textures import (
     OWN_NOISE,
     OWN_ODDS,
@@ -22,7 +21,7 @@ from mood_train.anomalies.textures import (
 from mood_train.config import RunConfig
 from mood_train.data import CachedScan
 from mood_train.trainer import SampleDataset, sample_numbers
-from tests.train.conftest import LEVELS, make_scan
+from tests.train.conftest import LEVELS, cached, make_scan
 
 
 def _bytes(sample: Sample) -> str:
@@ -33,6 +32,13 @@ def _bytes(sample: Sample) -> str:
 def _with(config: RunConfig, **anomalies: object) -> RunConfig:
     changed = config.preset.anomalies.model_copy(update=anomalies)
     return config.model_copy(update={"preset": config.preset.model_copy(update={"anomalies": changed})})
+
+
+def _in_place(config: RunConfig, **place: object) -> RunConfig:
+    """Without flips, turns, zooms and changes of intensity."""
+    still = {"place_rate": 0.0, "intensity_rate": 0.0, "gain": 0.0} | place
+    regions = config.preset.regions | {config.region: config.place.model_copy(update=still)}
+    return config.model_copy(update={"preset": config.preset.model_copy(update={"regions": regions})})
 
 
 @pytest.mark.parametrize("edges", ["hard", "smooth"])
@@ -55,7 +61,7 @@ def test_outside_the_label_not_a_bit_changes(
 
 
 def test_hard_labels_hold_only_the_blending_factor(scans: list[CachedScan], tiny_run: RunConfig) -> None:
-    run = _with(tiny_run.model_copy(update={"edges": "hard"}), max_count=1)
+    run = _in_place(_with(tiny_run.model_copy(update={"edges": "hard"}), max_count=1))
     generator = AnomalyGenerator(scans, run)
     for number in range(10):
         values = np.unique(generator.sample(number).label)
@@ -64,11 +70,108 @@ def test_hard_labels_hold_only_the_blending_factor(scans: list[CachedScan], tiny
 
 
 def test_linear_blend_is_reproduced_from_its_parts(scans: list[CachedScan], tiny_run: RunConfig) -> None:
-    generator = AnomalyGenerator(scans, _with(tiny_run, max_count=1))
+    generator = AnomalyGenerator(scans, _in_place(_with(tiny_run, max_count=1)))
     for number in range(8):
         s = generator.sample(number)
         expected = s.normal * (1 - s.label) + s.foreign * s.label
         assert np.allclose(s.image, expected, atol=1e-6)
+
+
+def test_training_reads_image_and_label_of_the_very_sample(
+    scans: list[CachedScan], tiny_run: RunConfig
+) -> None:
+    busy = _in_place(tiny_run, place_rate=0.5, intensity_rate=0.5)
+    generator = AnomalyGenerator(scans, busy)
+    for number in range(10):
+        sample, (image, label) = generator.sample(number), generator.pair(number)
+        assert np.array_equal(sample.image, image) and np.array_equal(sample.label, label)
+
+
+def _noise_scan(name: str, seed: int, spacing: tuple[float, float, float]) -> CachedScan:
+    shape = tuple(round(96 / step) for step in spacing)
+    image = np.random.default_rng(seed).uniform(0.2, 0.8, shape).astype(np.float32)
+    body = np.zeros(shape, bool)
+    body[tuple(slice(round(n * 0.35), round(n * 0.65)) for n in shape)] = True  # windows stay in the scan
+    return cached(name, image, body, spacing)
+
+
+@pytest.mark.parametrize("other_share", [0.0, 1.0])
+def test_anomalies_lie_on_the_scans_own_slices(tiny_run: RunConfig, other_share: float) -> None:
+    """Between two slices of the scan interpolation is straight, within an anomaly as beside it."""
+    scans = [_noise_scan(f"sub-{n}", n, (1.0, 1.0, 4.0)) for n in range(2)]
+    plain = _with(
+        tiny_run.model_copy(update={"edges": "hard"}),
+        other_share=other_share,
+        alpha_min=1.0,
+        shapes={"cuboid": 1.0},
+        min_size=0.5,
+        max_count=1,
+    )
+    generator, seen = AnomalyGenerator(scans, _in_place(plain)), 0
+    for number in range(12):
+        sample = generator.sample(number)
+        bend = np.abs(np.diff(sample.image, n=2, axis=2))
+        beside = (sample.label == 0).all(axis=2)
+        straight = bend[beside].max(axis=0) < 1e-3
+        assert 14 <= straight.sum() <= 16  # of each four planes two lie wholly between two slices
+        ones = sample.label == 1
+        whole = ones[:, :, :-2] & ones[:, :, 1:-1] & ones[:, :, 2:] & straight
+        assert bend[whole].max(initial=0.0) < 1e-3
+        seen += int(whole.sum())
+    assert seen > 1000
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 0.5, 2.0), (1.5, 0.8, 3.0)])
+def test_anomalies_have_the_same_size_in_mm_on_any_voxels(
+    tiny_run: RunConfig, spacing: tuple[float, float, float]
+) -> None:
+    scans = [_noise_scan(f"sub-{n}", n, spacing) for n in range(2)]
+    run = _with(
+        tiny_run.model_copy(update={"edges": "hard"}),
+        alpha_min=1.0,
+        shapes={"sphere": 1.0},
+        min_size=0.5,
+        max_size=0.5,
+        max_count=1,
+    )
+    generator = AnomalyGenerator(scans, _in_place(run))
+    for number in range(6):
+        label = generator.sample(number).label.astype(np.float64)
+        assert label.sum() == pytest.approx(np.pi / 6 * 16**3, rel=0.07)  # a ball of 16 mm, rims in part
+        points = np.indices(label.shape).reshape(3, -1)
+        spread = np.sqrt(np.cov(points, aweights=label.ravel()).diagonal())
+        assert spread == pytest.approx([8 / 5**0.5] * 3, rel=0.1)  # of a ball's points along an axis
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 0.7, 2.0), (2.3, 1.1, 5.0)])
+def test_the_window_is_on_the_working_grid(tiny_run: RunConfig, spacing: tuple[float, float, float]) -> None:
+    shape = tuple(round(150 / step) for step in spacing)
+    mm = np.stack(
+        np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+    )
+    slope = np.array([0.001, 0.002, 0.003])
+    image = (0.05 + np.tensordot(slope, mm, 1)).astype(np.float32)
+    middle = tuple(slice(n // 3, n - n // 3) for n in shape)
+    body = np.zeros(shape, bool)
+    body[middle] = True
+    scans = [cached(f"sub-{n}", image, body, spacing) for n in range(2)]
+    run = _in_place(_with(tiny_run, rate=0.0))
+    for number in range(5):
+        normal = AnomalyGenerator(scans, run).sample(number).normal
+        inner = normal[4:-4, 4:-4, 4:-4]
+        for axis in range(3):
+            assert np.diff(inner, axis=axis) == pytest.approx(slope[axis], abs=6e-4)  # half precision
+
+
+def test_stretched_patches_keep_their_middle_and_their_slope() -> None:
+    x, y, z = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in (21, 16, 9)], indexing="ij")
+    array = (0.5 + 0.01 * x - 0.005 * y + 0.02 * z).astype(np.float32)
+    there = stretch(array, (1.0, 2.0, 3.0), (2.0, 1.0, 1.5))
+    assert there.shape == (10, 32, 18)
+    x, y, z = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in there.shape], indexing="ij")
+    expected = 0.5 + 0.01 * 2 * x - 0.005 * y / 2 + 0.02 * z / 2
+    assert there == pytest.approx(np.clip(expected, 0, 1), abs=1e-5)
+    assert stretch(array, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0 + 1e-6)) is array
 
 
 def test_brain_anomalies_stay_in_the_foreground(scans: list[CachedScan], tiny_run: RunConfig) -> None:
@@ -150,24 +253,22 @@ def test_the_bank_replaces_one_patch_an_image(scans: list[CachedScan]) -> None:
 
 
 def test_no_anomaly_is_made_of_air_or_in_it(tiny_run: RunConfig) -> None:
-    scan = make_scan("sub-01", 0.5)
+    whole = make_scan("sub-01", 0.5, side=96, spacing=(2.0, 2.0, 2.0))
     line = np.arange(48) - 24
-    gas = (np.add.outer(np.add.outer(line**2, line**2), line**2) < 13**2) & scan.body
-    image = np.where(gas, np.float16(0.05), scan.image)
-    scan = dataclasses.replace(scan, image=image)
+    gas = (np.add.outer(np.add.outer(line**2, line**2), line**2) < 13**2) & whole.body
+    image = np.where(gas, 0.05, whole.image).astype(np.float32)
     run = _with(tiny_run, other_share=0.0).model_copy(update={"region": Region.ABDOM})
-    generator = AnomalyGenerator([scan], run)
     above = run.place.body_above
+    scan = cached("sub-01", image, whole.body, whole.spacing, above)
+    generator = AnomalyGenerator([scan], _in_place(run))
     changed = 0
     for number in range(40):
         sample = generator.sample(number)
-        # noise and contrast of a patch come before its anomalies, so its own values decide
         assert not sample.label[sample.normal <= above].any()
         changed += int((sample.label > 0).sum())
     assert changed > 40 * 100
-    bank = MemoryBank([scan], 50, 9, 0, above)
+    bank = MemoryBank([scan], 50, 18.0, 0)
     assert min(float(bank.patch(number).array[4, 4, 4]) for number in range(200)) > above
-    assert min(float(MemoryBank([scan], 50, 9, 0).patch(n).array[4, 4, 4]) for n in range(200)) < above
 
 
 def test_same_scan_patches_come_from_that_scan_and_another_place(scans: list[CachedScan]) -> None:
