@@ -100,6 +100,13 @@ WeightsOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
 ]
 
+SpacingOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1, metavar="MM", help="Make the anomalies on this isotropic grid; own grids by default."
+    ),
+]
+
 
 def main() -> NoReturn:
     """Run the command line and exit."""
@@ -125,10 +132,7 @@ def make_set_command(
     family: FamilyOption = FamilyName.SEEN,
     split: SplitOption = None,
     part: PartOption = None,
-    spacing: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Resample to this isotropic grid (mm); own grids by default."),
-    ] = None,
+    spacing: SpacingOption = None,
     repeat_healthy: Annotated[
         bool, typer.Option("--repeat-healthy", help="Let a scan serve as several healthy cases.")
     ] = False,
@@ -196,6 +200,7 @@ def members(
     weights: WeightsOption = None,
     device: DeviceOption = DeviceName.AUTO,
     each: EachOption = None,
+    spacing: SpacingOption = None,
     json_file: JsonOption = None,
     markdown: MarkdownOption = None,
 ) -> None:
@@ -203,7 +208,7 @@ def members(
     from mood_eval.members import evaluate_members
 
     chosen = _scans(scans, region, split, part)
-    recipe = one_each(region, seed, family.value, len(chosen), each)
+    recipe = one_each(region, seed, family.value, len(chosen), each, spacing)
     _write_scores(evaluate_members(chosen, recipe, weights, device.value, _say_case), json_file, markdown)
 
 

@@ -167,9 +167,10 @@ def one_each(
     family: Literal["seen", "unseen", "both"],
     scans: int,
     each: int | None = None,
+    spacing: float | None = None,
 ) -> Recipe:
     """One healthy case for each of ``scans`` scans, and as many of each type, or ``each``."""
-    return Recipe(region, seed, default_counts(region, family, scans, each or scans))
+    return Recipe(region, seed, default_counts(region, family, scans, each or scans), spacing)
 
 
 def plan_cases(scans: list[Path], recipe: Recipe) -> list[tuple[Path, Case]]:

@@ -115,6 +115,14 @@ def test_members_table(
     assert list(table["rows"]) == ["fold0-hard.safetensors", "fold1-hard.safetensors", "ensemble"]
     assert len(table["index"]["cases"]) == 2 * 8  # a healthy case and seven types a scan
     assert (tmp_path / "members.md").read_text() in capsys.readouterr().out
+    assert table["index"]["spacing"] is None
+    assert _run(monkeypatch, "members", scans, *where, *outputs, "--device", "cpu", "--spacing", "2") == 0
+    on_grid = json.loads((tmp_path / "members.json").read_text())["index"]
+    assert on_grid["spacing"] == 2
+    anomalous = [case for case in on_grid["cases"] if case["kind"] != "healthy"]
+    assert len(anomalous) == 2 * 7
+    for case in anomalous:
+        assert case["volume_ml"] == pytest.approx(case["voxels"] * 2**3 / 1000)
 
 
 def test_baselines_are_fitted_on_the_folds_and_judged_on_what_was_set_aside(
