@@ -14,6 +14,7 @@ import torch
 
 from mood_infer.volume import Affine, Array3D
 
+Spacing = tuple[float, float, float]  # mm along each axis
 EDGE_TOLERANCE = 1e-4  # of a working voxel: float noise in an affine must not add a plane
 
 
@@ -30,7 +31,7 @@ class Grid:
     affine: Affine
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
+    def spacing(self) -> Spacing:
         """Distance between neighbouring voxel centres along each axis, in mm."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
@@ -85,7 +86,7 @@ def resample(array: Array3D, source: Grid, target: Grid) -> Array3D:
     return tensor.contiguous().numpy()
 
 
-def axes_in_ras(array: Array3D, affine: Affine) -> tuple[Array3D, tuple[float, float, float]]:
+def axes_in_ras(array: Array3D, affine: Affine) -> tuple[Array3D, Spacing]:
     """The same voxels with their axes permuted and flipped to the nearest RAS order, nothing interpolated.
 
     Args:

@@ -1,4 +1,4 @@
-"""From a scan as stored to what the networks see; training and inference share this one way."""
+"""From a scan as stored to what the networks see at inference."""
 
 import math
 

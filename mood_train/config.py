@@ -67,7 +67,7 @@ class AnomalyConfig(_Section):
         shapes: odds of each kind of shape.
         alpha_min: the blending factor is drawn from this to 1.
         poisson_share: share of the anomalies blended by their gradients; the rest linearly.
-        smooth_kernels: kernel sizes in voxels of the smoothed edges, one drawn at random (1: a hard edge).
+        smooth_kernels: sizes of the smoothed edges in working voxels, one drawn at random (1: a hard edge).
     """
 
     rate: float = Field(default=0.9, ge=0, le=1)

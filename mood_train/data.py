@@ -14,24 +14,23 @@ from scipy import ndimage
 
 from mood_infer.challenge import is_scan
 from mood_infer.errors import ScanError, UserError
-from mood_infer.grid import axes_in_ras
+from mood_infer.grid import Spacing, axes_in_ras
 from mood_infer.intensity import QuartileRule, to_unit
 from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
 
-CACHE_FORMAT = 2  # raise when what is cached changes
+CACHE_FORMAT = 3  # raise when what is cached changes
 SHAPES_CACHE = {"intensity", "body_above", "body_is_filled"}  # of a region
 OPENING = 4.0  # mm; a table hangs on to the body by less than twice this
+LATTICE = 4.0  # mm between the voxels that patches are centred on
+FINEST = 0.1  # mm; voxels below this are a mistake in the header
 HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
-
-
-_IN_SLICE = ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1)
 
 
 @dataclass(frozen=True)
 class CachedScan:
-    """A scan on its own voxels, cut to the box of those above 0; beyond it there is only 0.
+    """A scan on its own voxels, cut to the box of those above 0 and a voxel more; beyond it there is only 0.
 
     Attributes:
         name: file name of the scan.
@@ -46,7 +45,7 @@ class CachedScan:
 
     name: str
     subject: str
-    spacing: tuple[float, float, float]
+    spacing: Spacing
     image: NDArray[np.float16]
     body: NDArray[np.bool_]
     places: NDArray[np.int16]
@@ -107,24 +106,28 @@ def _load(path: Path, place: RegionConfig, cache: Path) -> CachedScan:
     rules = place.model_dump_json(include=SHAPES_CACHE)
     key = hashlib.sha256(f"{CACHE_FORMAT} {sha256} {rules}".encode()).hexdigest()[:24]
     image_file, body_file = cache / f"{key}-image.npy", cache / f"{key}-body.npy"
-    spacing_file = cache / f"{key}-spacing.npy"
-    if not (image_file.exists() and body_file.exists() and spacing_file.exists()):
+    places_file = cache / f"{key}-places.npz"
+    if not (image_file.exists() and body_file.exists() and places_file.exists()):
         volume = read_volume(path)
         _check_region(path, volume, place)
         whole, spacing = axes_in_ras(to_unit(volume.array, place.intensity), volume.affine)
+        if min(spacing) < FINEST:
+            raise ScanError(path, f"its voxels are {min(spacing):g} mm wide", "correct the spacing")
         whole = np.clip(whole, 0, 1)
         image, body = _box(whole, body_mask(whole, place, spacing))
         if not body.any():
             raise ScanError(path, "no voxel of it is body", "leave it out of the training data")
-        write_atomically(spacing_file, lambda file: _save(file, np.array(spacing)))
+        places = _places(body, spacing)
+        tissue = places[image[tuple(places.T)] > place.body_above]
+        tissue = tissue if len(tissue) else places
+        write_atomically(places_file, lambda file: _save_places(file, places, tissue, spacing))
         write_atomically(body_file, lambda file: _save(file, body))
         write_atomically(image_file, lambda file: _save(file, image.astype(np.float16)))
     body = np.load(body_file, mmap_mode="r")
     image = np.load(image_file, mmap_mode="r")
-    x, y, z = np.load(spacing_file).tolist()
-    places = _places(body)
-    tissue = places[image[tuple(places.T)] > place.body_above]
-    tissue = tissue if len(tissue) else places
+    with np.load(places_file) as kept:
+        x, y, z = kept["spacing"].tolist()
+        places, tissue = kept["places"], kept["tissue"]
     return CachedScan(path.name, subject_of(path.name), (x, y, z), image, body, places, tissue, sha256)
 
 
@@ -133,12 +136,17 @@ def _save(path: Path, array: NDArray[np.generic]) -> None:
         np.save(stream, array)
 
 
+def _save_places(path: Path, places: NDArray[np.int16], tissue: NDArray[np.int16], spacing: Spacing) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, places=places, tissue=tissue, spacing=spacing)
+
+
 def _check_region(path: Path, volume: Volume, place: RegionConfig) -> None:
     if isinstance(place.intensity, QuartileRule) and volume.array.min() < HU_LIKE:
         raise ScanError(path, f"reaches {volume.array.min():g}, as only CT does", "give --region abdom")
 
 
-def body_mask(image: Array3D, place: RegionConfig, spacing: tuple[float, float, float]) -> NDArray[np.bool_]:
+def body_mask(image: Array3D, place: RegionConfig, spacing: Spacing) -> NDArray[np.bool_]:
     """Which voxels are body, by the region's rule.
 
     Args:
@@ -153,21 +161,35 @@ def body_mask(image: Array3D, place: RegionConfig, spacing: tuple[float, float, 
     if not place.body_is_filled or not above.any():
         return above
     # opened within the slices, so that the table hangs on by nothing
-    steps = max(1, round(OPENING / spacing[0]))
-    labels, _ = ndimage.label(ndimage.binary_opening(above, _IN_SLICE, iterations=steps))
+    labels, _ = ndimage.label(ndimage.binary_opening(above, _disc(spacing)))
     sizes = np.bincount(labels.ravel())[1:]
     largest = labels == 1 + int(sizes.argmax()) if sizes.size else above
     return np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(largest, 2, 0)], axis=2)
 
 
+def _disc(spacing: Spacing) -> NDArray[np.bool_]:
+    """(A, B, 1) an axial disc with a radius of OPENING mm, or of one voxel where that is more."""
+    radii = [max(OPENING, step) for step in spacing[:2]]
+    lines = [
+        np.arange(-int(radius / step), int(radius / step) + 1) * step / radius
+        for radius, step in zip(radii, spacing[:2], strict=True)
+    ]
+    return (np.add.outer(lines[0] ** 2, lines[1] ** 2) <= 1)[:, :, None]
+
+
 def _box(image: Array3D, body: NDArray[np.bool_]) -> tuple[Array3D, NDArray[np.bool_]]:
+    """Image and body cut to the voxels above 0 and one more on each side, where the scan has one."""
     boxes = ndimage.find_objects((image > 0).astype(np.uint8))
-    return (image[boxes[0]], body[boxes[0]]) if boxes else (image, body)
+    if not boxes:
+        return image, body
+    box = tuple(slice(max(0, part.start - 1), part.stop + 1) for part in boxes[0])
+    return image[box], body[box]
 
 
-def _places(body: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Body voxels on a lattice of every second one an axis (every one if that leaves none)."""
-    places = np.argwhere(body[::2, ::2, ::2]) * 2
+def _places(body: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.int16]:
+    """Body voxels on a lattice of about LATTICE mm (every one if that leaves none)."""
+    x, y, z = (max(1, round(LATTICE / step)) for step in spacing)
+    places = np.argwhere(body[::x, ::y, ::z]) * (x, y, z)
     return (places if len(places) else np.argwhere(body)).astype(np.int16)
 
 
@@ -198,7 +220,16 @@ def cut(array: NDArray[np.generic], centre: NDArray[np.int64], shape: Sequence[i
     return box
 
 
-def voxels(size: float, spacing: tuple[float, float, float]) -> tuple[int, int, int]:
+def cut_to_edge(array: NDArray[np.generic], centre: NDArray[np.int64], shape: Sequence[int]) -> Array3D:
+    """As :func:`cut`, but where the box leaves the array its outermost voxels go on."""
+    lines = [
+        np.clip(np.arange(c - n // 2, c - n // 2 + n), 0, length - 1)
+        for c, n, length in zip(centre, shape, array.shape, strict=True)
+    ]
+    return array[np.ix_(*lines)].astype(np.float32)
+
+
+def voxels(size: float, spacing: Spacing) -> tuple[int, int, int]:
     """How many voxels a side of ``size`` mm takes along each axis, at least one."""
     x, y, z = (max(1, round(size / step)) for step in spacing)
     return x, y, z

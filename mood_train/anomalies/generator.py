@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mood_infer.errors import UserError
-from mood_infer.grid import Grid, resample
+from mood_infer.grid import Grid, Spacing, resample
 from mood_infer.volume import Array3D
 from mood_train.anomalies.blending import blend_linear, blend_poisson, without_border
 from mood_train.anomalies.edges import soften
@@ -26,14 +26,13 @@ from mood_train.anomalies.textures import (
 )
 from mood_train.augment import Augmentation
 from mood_train.config import RunConfig
-from mood_train.data import CachedScan, cut, draw_centre, voxels
+from mood_train.data import CachedScan, cut, cut_to_edge, draw_centre, voxels
 from mood_train.seeds import generator
 
 CROP_DRAWS = 8  # crops looked at for one with enough body
 PLACE_DRAWS = 10  # places looked at for one where enough of the shape lies in the body
 MIN_SHAPE_IN_BODY = 0.5
-SAME_SPACING = 1e-3  # of a voxel; closer grids are one grid, as at inference
-Spacing = tuple[float, float, float]
+SAME_SPACING = 1e-3  # of a voxel; closer grids are taken for one
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,14 @@ class _Crop:
 
     Attributes:
         index: of the scan.
+        scan: it was cut from.
         centre: (3,) voxel of the scan it lies around.
         normal: (X, Y, Z) float32 in [0,1].
         allowed: (X, Y, Z) boolean, where anomalies may be.
     """
 
     index: int
+    scan: CachedScan
     centre: NDArray[np.int64]
     normal: Array3D
     allowed: NDArray[np.bool_]
@@ -107,16 +108,14 @@ class AnomalyGenerator:
         image, label, foreign = crop.normal.copy(), np.zeros_like(crop.normal), np.zeros_like(crop.normal)
         if rng.random() < anomalies.rate:
             for _ in range(int(rng.integers(1, anomalies.max_count + 1))):
-                alpha, spot = self._place(crop, rng)
-                patch = self._texture(number, crop, crop.normal[spot], rng)
                 poisson = rng.random() < anomalies.poisson_share
-                if poisson:
-                    alpha = without_border(alpha)
+                alpha, spot = self._place(crop, poisson, rng)
+                patch = self._texture(number, crop, crop.normal[spot], rng)
                 image[spot] = (blend_poisson if poisson else blend_linear)(image[spot], patch, alpha)
                 label[spot] = np.maximum(label[spot], alpha)
                 foreign[spot] = np.where(alpha > 0, patch, foreign[spot])
-        spacing = self._scans[crop.index].spacing
-        return self._to_working_grid([image, label, crop.normal, foreign][:parts], spacing, rng)
+        crops = self._to_working_grid([image, label, crop.normal, foreign][:parts], crop, rng)
+        return self._augmentation.place(crops, rng)
 
     def _crop(self, index: int, rng: np.random.Generator) -> _Crop:
         scan, patches = self._scans[index], self._config.preset.patches
@@ -132,8 +131,8 @@ class AnomalyGenerator:
             if share >= patches.min_body:
                 break
         centre, body = best
-        normal = self._augmentation.intensity(cut(scan.image, centre, shape), rng)
-        return _Crop(index, centre, normal, self._allowed(normal, body))
+        normal = self._augmentation.intensity(cut_to_edge(scan.image, centre, shape), rng)
+        return _Crop(index, scan, centre, normal, self._allowed(normal, body))
 
     def _own_count(self, spacing: float) -> int:
         """How many of a scan's own voxels the crop needs along an axis."""
@@ -144,40 +143,52 @@ class AnomalyGenerator:
         return abs(spacing - self._step) < SAME_SPACING * self._step
 
     def _to_working_grid(
-        self, arrays: list[Array3D], spacing: Spacing, rng: np.random.Generator
+        self, arrays: list[Array3D], crop: _Crop, rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Interpolate at a random part of a voxel, move as the augmentation likes, and cut the window."""
-        affine, own = np.eye(4), np.diag([*spacing, 1.0])
-        np.fill_diagonal(affine[:3, :3], self._step)
-        affine[:3, 3] = [0 if self._is_working(step) else rng.uniform(0, step) for step in spacing]
-        x, y, z = arrays[0].shape
-        target = Grid((self._crop_side,) * 3, affine)
-        crops = np.stack([resample(array, Grid((x, y, z), own), target) for array in arrays])
-        return self._augmentation.place(crops, rng)
+        """Interpolate at a random part of a voxel; beyond the scan's outermost centres there is only 0."""
+        spacing, side, (x, y, z) = crop.scan.spacing, self._crop_side, crop.normal.shape
+        parts = [0.0 if self._is_working(step) else rng.uniform(0, step) for step in spacing]
+        affine = np.diag([self._step] * 3 + [1.0])
+        affine[:3, 3] = parts
+        own, target = Grid((x, y, z), np.diag([*spacing, 1.0])), Grid((side, side, side), affine)
+        crops = np.stack([resample(array, own, target) for array in arrays])
+        first = crop.centre - np.array(crop.normal.shape) // 2
+        for axis, (step, part, length) in enumerate(zip(spacing, parts, crop.scan.image.shape, strict=True)):
+            lines = first[axis] + (part + self._step * np.arange(side)) / step
+            beyond = (lines < -SAME_SPACING) | (lines > length - 1 + SAME_SPACING)
+            np.moveaxis(crops, axis + 1, 0)[beyond] = 0
+        return crops
 
     def _texture(self, number: int, crop: _Crop, own: Array3D, rng: np.random.Generator) -> Array3D:
         """A foreign patch of the size of ``own``, which is the image itself at the place."""
-        scan, anomalies = self._scans[crop.index], self._config.preset.anomalies
+        scan, anomalies = crop.scan, self._config.preset.anomalies
         source = rng.random()
         if source >= 1 - anomalies.own_share:
-            return change_own(own, self._config.edges, rng)
+            return change_own(own, self._config.edges, rng, scan.spacing)
         if source < anomalies.other_share:
             patch = self._bank.draw(number, scan.subject, rng)
         else:
             patch = same_scan_patch(scan, crop.index, crop.centre, self._side * self._step, rng)
         # of another scanner: on this one's voxels
         array = stretch(patch.array, self._scans[patch.scan].spacing, scan.spacing)
-        return cut(augment_texture(array, rng), np.array(array.shape) // 2, own.shape)
+        middle = np.array(array.shape) // 2
+        return cut_to_edge(augment_texture(array, rng, scan.spacing), middle, own.shape)
 
-    def _place(self, crop: _Crop, rng: np.random.Generator) -> tuple[Array3D, tuple[slice, ...]]:
+    def _place(
+        self, crop: _Crop, poisson: bool, rng: np.random.Generator
+    ) -> tuple[Array3D, tuple[slice, ...]]:
         """A blending factor and its box in the crop: a random place of the window where the shape fits."""
-        anomalies, spacing = self._config.preset.anomalies, self._scans[crop.index].spacing
+        anomalies, spacing = self._config.preset.anomalies, crop.scan.spacing
         kernel = int(rng.choice(anomalies.smooth_kernels)) if self._config.edges == "smooth" else 1
         largest = self._side - (kernel - 1)  # the soft rim must fit as well
         mask = draw_shape(rng, anomalies.shapes, anomalies.min_size * self._window, largest)
         soft = stretch(np.pad(soften(mask, kernel), 1), (self._step,) * 3, spacing)
         if kernel == 1:
             soft = (soft > 0.5).astype(np.float32)
+        if poisson:  # a voxel around the shape, for its gradients to meet the image
+            soft = np.pad(soft, 1)
+        fitting = np.minimum(soft.shape, crop.normal.shape)
+        soft = cut(soft, np.array(soft.shape) // 2, fitting.tolist())
         soft = soft * np.float32(rng.uniform(anomalies.alpha_min, 1))
         area, box = soft > 0, np.array(soft.shape)
         window = np.maximum(voxels(self._window * self._step, spacing), box)
@@ -187,7 +198,8 @@ class AnomalyGenerator:
             spot = tuple(slice(a, a + n) for a, n in zip(start, box, strict=True))
             if (crop.allowed[spot] & area).sum() >= MIN_SHAPE_IN_BODY * area.sum():
                 break
-        return np.where(crop.allowed[spot], soft, np.float32(0)), spot
+        alpha = np.where(crop.allowed[spot], soft, np.float32(0))
+        return (without_border(alpha) if poisson else alpha), spot
 
     def _allowed(self, normal: Array3D, body: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self._config.place.anomalies_in_body:

@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 
 import numpy as np
-from monai.transforms import Compose, RandGaussianNoise, RandRotate, RandShiftIntensity
+from monai.transforms import Compose, RandGaussianNoise, RandShiftIntensity
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mood_infer.errors import UserError
+from mood_infer.grid import Spacing
 from mood_infer.volume import Array3D
 from mood_train.data import CachedScan, cut, draw_tissue, voxels
 from mood_train.seeds import generator, seed_transform
 
 DRAWS = 10
+CUBES = (1.0, 1.0, 1.0)
 SINGLE_SUBJECT = "every scan is of the same subject; foreign patches of others need a second one."
 
 
@@ -101,20 +103,25 @@ _AUGMENT = Compose(
     [
         RandShiftIntensity(offsets=0.2, prob=0.2),
         RandGaussianNoise(std=0.2, prob=0.2, sample_std=False),
-        RandRotate(range_x=1.0, range_y=1.0, range_z=1.0, prob=0.2, padding_mode="reflection"),
     ]
 )
+TURN_RATE = 0.2
+LARGEST_TURN = 1.0  # rad an axis
 
 
-def augment_texture(patch: Array3D, rng: np.random.Generator) -> Array3D:
+def augment_texture(patch: Array3D, rng: np.random.Generator, spacing: Spacing = CUBES) -> Array3D:
     """Random shift (to 0.2), noise (0.2) and rotation (to 1 rad an axis), each at odds of 0.2.
 
     Args:
         patch: (X, Y, Z) float32 in [0,1]; the result is clipped to that.
         rng: source of the draws.
+        spacing: of the voxels, in mm.
     """
     seed_transform(_AUGMENT, rng)
     augmented = np.asarray(_AUGMENT(patch[None]), dtype=np.float32)[0]
+    if rng.random() < TURN_RATE:
+        turn = Rotation.from_euler("xyz", rng.uniform(-LARGEST_TURN, LARGEST_TURN, 3)).as_matrix()
+        augmented = _about_middle(augmented, turn, spacing)
     return np.clip(augmented, 0, 1)
 
 
@@ -127,7 +134,7 @@ OWN_TURN = (0.25, 1.0)  # rad
 OWN_ZOOM = (1.3, 3.0)  # or its inverse
 
 
-def change_own(patch: Array3D, edges: str, rng: np.random.Generator) -> Array3D:
+def change_own(patch: Array3D, edges: str, rng: np.random.Generator, spacing: Spacing = CUBES) -> Array3D:
     """Shifted, noisy, turned or zoomed: one of them, always, for a patch that stays in its place.
 
     A fainter change would be an anomaly in the label only.
@@ -136,6 +143,7 @@ def change_own(patch: Array3D, edges: str, rng: np.random.Generator) -> Array3D:
         patch: (X, Y, Z) float32 in [0,1]; the result is clipped to that.
         edges: hard or smooth, which decides the odds of each change.
         rng: source of the draws.
+        spacing: of the voxels, in mm.
     """
     change = rng.choice(OWN_CHANGES, p=OWN_ODDS[edges])
     if change == "shift":
@@ -145,14 +153,15 @@ def change_own(patch: Array3D, edges: str, rng: np.random.Generator) -> Array3D:
     elif change == "turn":
         axis = rng.normal(size=3)
         turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * rng.uniform(*OWN_TURN)).as_matrix()
-        changed = _about_middle(patch, turn)
+        changed = _about_middle(patch, turn, spacing)
     else:
         zoom = rng.uniform(*OWN_ZOOM) ** rng.choice((-1, 1))
-        changed = _about_middle(patch, np.eye(3) * zoom)
+        changed = _about_middle(patch, np.eye(3) * zoom, spacing)
     return np.clip(changed, 0, 1).astype(np.float32)
 
 
-def _about_middle(patch: Array3D, matrix: np.ndarray) -> Array3D:
+def _about_middle(patch: Array3D, in_mm: NDArray[np.float64], spacing: Spacing) -> Array3D:
+    matrix = np.diag(1 / np.array(spacing)) @ in_mm @ np.diag(spacing)
     middle = (np.array(patch.shape) - 1) / 2
     return np.asarray(
         ndimage.affine_transform(patch, matrix, offset=middle - matrix @ middle, order=1, mode="mirror")

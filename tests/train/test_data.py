@@ -64,10 +64,32 @@ def test_scans_are_cached_once_on_their_own_voxels(tmp_path: Path) -> None:
     canonical = nib.as_closest_canonical(nib.load(path))
     unit = to_unit(np.asarray(canonical.dataobj, np.float32), place.intensity)
     filled = np.argwhere(unit > 0)
-    box = tuple(slice(a, b + 1) for a, b in zip(filled.min(0), filled.max(0), strict=True))
+    # one voxel more where there is one
+    box = tuple(slice(max(0, a - 1), b + 2) for a, b in zip(filled.min(0), filled.max(0), strict=True))
     assert np.array_equal(scan.image, unit[box].astype(np.float16))
     assert scan.spacing == canonical.header.get_zooms() == (3.0, 2.0, 2.0)
     assert float(scan.image[scan.body].max()) == pytest.approx(0.25 + 150 / 300 * 0.5, abs=2e-3)
+
+
+def test_voxels_too_small_to_be_true_are_refused(tmp_path: Path) -> None:
+    place = load_preset("compact").regions[Region.ABDOM]
+    with pytest.raises(UserError, match=r"a1\.nii\.gz.*0\.01 mm wide.*correct the spacing"):
+        load_scans([_write(tmp_path / "a1.nii.gz", _ct(), 0.01)], place, tmp_path / "cache")
+
+
+def test_the_table_falls_off_on_any_voxels(tmp_path: Path) -> None:
+    place = load_preset("compact").regions[Region.ABDOM]
+    for number, factors in enumerate(((1, 1, 1), (3, 1, 1), (1, 3, 2))):
+        ct = _ct(40)
+        for axis, factor in enumerate(factors):
+            ct = np.repeat(ct, factor, axis=axis)  # the same phantom on finer voxels
+        path = tmp_path / f"a{number}.nii.gz"
+        nib.save(nib.Nifti1Image(ct, np.diag([*(3 / np.array(factors)), 1])), path)
+        (scan,) = load_scans([path], place, tmp_path / "cache")
+        table = np.asarray(scan.image) > 0.55
+        assert table.any() and not scan.body[table].any()
+        area = scan.body.sum() * np.prod(scan.spacing) / (12 * 3)
+        assert area == pytest.approx(np.pi * (14 * 3) ** 2, rel=0.1)
 
 
 def test_tissue_is_body_without_its_air(tmp_path: Path) -> None:
