@@ -103,7 +103,7 @@ WeightsOption = Annotated[
 SpacingOption = Annotated[
     float | None,
     typer.Option(
-        min=0.1, metavar="MM", help="Make the anomalies on this isotropic grid; own grids by default."
+        min=0.1, metavar="MM", help="Resample scans to this isotropic grid first; own grids by default."
     ),
 ]
 
@@ -243,6 +243,7 @@ def baselines(
     seed: SeedOption = 0,
     family: FamilyOption = FamilyName.SEEN,
     each: EachOption = None,
+    spacing: SpacingOption = None,
     json_file: JsonOption = None,
     markdown: MarkdownOption = None,
 ) -> None:
@@ -252,7 +253,7 @@ def baselines(
     from mood_eval.table import ScoreTable, judge_cases
 
     chosen = _scans(scans, region, split, part)
-    recipe = one_each(region, seed, family.value, len(chosen), each)
+    recipe = one_each(region, seed, family.value, len(chosen), each, spacing)
     fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region)
     index, judged = judge_cases(chosen, recipe, fitted.score, _say_case)
     rows = {name: summarise(one, index) for name, one in judged.items()}
