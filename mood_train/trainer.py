@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from mood_infer.errors import UserError
@@ -106,6 +106,39 @@ def _keep_small_input_in_float32(convolution: nn.Conv3d) -> None:
             return forward(features.float())
 
     convolution.forward = guarded  # type: ignore[method-assign, assignment]
+
+
+SETTLING_BATCHES = 100
+SETTLING_FROM = 10**9  # samples that no training comes to
+
+
+@torch.no_grad()
+def settle_norms(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set mean and variance of each batch norm to the medians of what it meets over some batches.
+
+    Args:
+        network: left in training.
+        batches: (N, 1, W, W, W) each, images as in training.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics are then those of the last batch alone
+    network.train()
+    met = []
+    for batch in batches:
+        network(batch.to(memory_format=torch.channels_last_3d))
+        met.append(
+            [
+                (norm.get_buffer("running_mean").clone(), norm.get_buffer("running_var").clone())
+                for norm in norms
+            ]
+        )
+    for norm, momentum, statistics in zip(norms, momenta, zip(*met, strict=True), strict=True):
+        means, variances = zip(*statistics, strict=True)
+        norm.get_buffer("running_mean").copy_(torch.stack(means).median(0).values)
+        norm.get_buffer("running_var").copy_(torch.stack(variances).median(0).values)
+        norm.momentum = momentum
 
 
 class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -245,14 +278,30 @@ class Trainer:
                 if time.monotonic() - last_saved > save_after:
                     self._save()
                     last_saved = time.monotonic()
-        self._save()
         finished = self._progress() >= 1
+        if finished:
+            self._settle_norms()
+        self._save()
         precision = self._watch() if finished and main else None
         if writer:
             if precision is not None:
                 writer.add_scalar("held-out AP", precision, self._step)
             writer.close()
         return Result(self._step, finished, precision)
+
+    def _settle_norms(self) -> None:
+        """Measure the statistics of the norms anew, for the parameters as they ended.
+
+        The running means that training leaves hang on its last batches, and one odd batch among them has
+        left a network that found everything in training and nothing in evaluation.
+        """
+        recipe = self._config.preset.optimiser
+        count = min(SETTLING_BATCHES, recipe.steps) * recipe.batch
+        samples = Subset(self._dataset, range(SETTLING_FROM, SETTLING_FROM + count))
+        for network in (self._network, self._ema):
+            if network is not None:
+                loader = DataLoader(samples, batch_size=recipe.batch, num_workers=self._workers)
+                settle_norms(network, (image.to(self._accelerator.device) for image, _ in loader))
 
     def _progress(self) -> float:
         share = self._step / self._config.preset.optimiser.steps

@@ -16,7 +16,13 @@ from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
 from mood_train.export import export_member
 from mood_train.start import read_start
-from mood_train.trainer import Trainer, anomaly_loss, keep_small_levels_in_float32, one_cycle
+from mood_train.trainer import (
+    Trainer,
+    anomaly_loss,
+    keep_small_levels_in_float32,
+    one_cycle,
+    settle_norms,
+)
 
 
 def _with_steps(config: RunConfig, steps: int, **optimiser: object) -> RunConfig:
@@ -40,6 +46,22 @@ def test_one_cycle_is_torchs() -> None:
         if step < total:
             schedule.step()
     assert one_cycle(0.3, 1e-3) == pytest.approx((1e-3, 0.85))
+
+
+def test_norms_settle_on_the_medians_whatever_one_batch_holds() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm3d(2)
+    network = torch.nn.Sequential(norm)
+    norm.running_var.fill_(1e6)  # what an odd last batch leaves
+    batches = [torch.randn(4, 2, 8, 8, 8) * 3 + 5 for _ in range(9)]
+    odd = torch.full((4, 2, 8, 8, 8), 1e3)
+    settle_norms(network, [*batches, odd])
+    means = np.array([batch.mean((0, 2, 3, 4)).numpy() for batch in [*batches, odd]])
+    variances = np.array([batch.var((0, 2, 3, 4)).numpy() for batch in [*batches, odd]])
+    lower = np.sort(means, axis=0)[4], np.sort(variances, axis=0)[4]  # of ten, the lower middle one
+    assert norm.running_mean.numpy() == pytest.approx(lower[0], rel=1e-4)
+    assert norm.running_var.numpy() == pytest.approx(lower[1], rel=1e-4)
+    assert norm.momentum == 0.1 and network.training
 
 
 def test_loss_weighs_the_outputs_8_4_2_1_against_the_soft_label() -> None:
