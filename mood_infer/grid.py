@@ -98,8 +98,8 @@ def axes_in_ras(array: Array3D, affine: Affine) -> tuple[Array3D, Spacing]:
     """
     order, signs = _nearest_ras(affine)
     turned = array.transpose(order)[tuple(slice(None, None, int(sign)) for sign in signs)]
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)[order]
-    return turned, (float(x), float(y), float(z))
+    x, y, z = (Grid(array.shape, affine).spacing[axis] for axis in order)
+    return turned, (x, y, z)
 
 
 def _nearest_ras(affine: Affine) -> tuple[np.ndarray, np.ndarray]:

@@ -188,7 +188,7 @@ def _box(image: Array3D, body: NDArray[np.bool_]) -> tuple[Array3D, NDArray[np.b
 
 def _places(body: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.int16]:
     """Body voxels on a lattice of about LATTICE mm (every one if that leaves none)."""
-    x, y, z = (max(1, round(LATTICE / step)) for step in spacing)
+    x, y, z = voxels(LATTICE, spacing)
     places = np.argwhere(body[::x, ::y, ::z]) * (x, y, z)
     return (places if len(places) else np.argwhere(body)).astype(np.int16)
 
