@@ -1,7 +1,8 @@
 """To the working grid and back: separable linear interpolation as three matrix products.
 
 The working grid runs along the scan's own axes, permuted and flipped to the nearest RAS order, at a
-given isotropic spacing (paper, section 3.1: 1 mm). It is centred on the scan and just covers its
+given isotropic spacing (paper, section 3.1: 1 mm), or, where that is wanted, at the scan's own spacing along
+the axes where it is coarser. It is centred on the scan and just covers its
 outermost voxel centres, so that the way back never has to guess. On the way there the last sample may
 lie up to one working voxel outside the scan's outermost centres; there the line is continued.
 """
@@ -37,16 +38,33 @@ class Grid:
         return float(x), float(y), float(z)
 
 
-def working_grid(scan: Grid, spacing: float) -> Grid:
-    """The RAS-ordered grid of isotropic ``spacing`` (mm) that covers all voxel centres of a scan."""
+def working_spacing(own: Spacing, spacing: float, upsample: bool = True) -> Spacing:
+    """Spacing of the working grid of a scan along each axis, in mm.
+
+    Args:
+        own: of the scan's voxels, in mm.
+        spacing: of the working grid, in mm.
+        upsample: whether axes along which the scan is coarser are brought to ``spacing`` as well; otherwise
+            they stay as they are.
+    """
+    if upsample:
+        return spacing, spacing, spacing
+    x, y, z = (max(step, spacing) for step in own)
+    return x, y, z
+
+
+def working_grid(scan: Grid, spacing: float, upsample: bool = True) -> Grid:
+    """The RAS-ordered grid over all voxel centres of a scan, spaced as :func:`working_spacing` says."""
     order, signs = _nearest_ras(scan.affine)
-    lengths = np.asarray(scan.spacing)[order]
+    x, y, z = (scan.spacing[axis] for axis in order)
+    lengths = np.array([x, y, z])
+    steps = np.array(working_spacing((x, y, z), spacing, upsample))
     extent = (np.asarray(scan.shape)[order] - 1) * lengths
-    shape = np.ceil(extent / spacing - EDGE_TOLERANCE).astype(int) + 1
+    shape = np.ceil(extent / steps - EDGE_TOLERANCE).astype(int) + 1
     directions = scan.affine[:3, :3][:, order] / lengths * signs
     centre = scan.affine @ [*((np.asarray(scan.shape) - 1) / 2), 1]
     affine = np.eye(4)
-    affine[:3, :3] = directions * spacing
+    affine[:3, :3] = directions * steps
     affine[:3, 3] = centre[:3] - affine[:3, :3] @ ((shape - 1) / 2)
     x, y, z = (int(n) for n in shape)
     return Grid((x, y, z), affine)

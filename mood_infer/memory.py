@@ -32,7 +32,8 @@ def needed_bytes(scan: Grid, manifest: Manifest) -> float:
         scan: the scan's own grid.
         manifest: of the ensemble that scores it.
     """
-    voxels, working = math.prod(scan.shape), math.prod(working_grid(scan, manifest.spacing).shape)
+    voxels = math.prod(scan.shape)
+    working = math.prod(working_grid(scan, manifest.spacing, manifest.upsample).shape)
     parameters = len(manifest.members) * count_parameters(manifest.network)
     features = manifest.window**3 * manifest.network.widths[0]
     ensemble = PARAMETER_BYTES * parameters + FEATURE_BYTES * features

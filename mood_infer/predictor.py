@@ -48,6 +48,7 @@ STAGGER = (0.6180340, 0.4142136, 0.7320508)
 WIDENED = (1, 0.75, 0.5, 0.25, 0)  # shares of the overlap: the first is taken for which there is time
 CUDA_BATCH_VOXELS = 2**22  # 16 windows of 64^3 at once, one of 160^3
 THICK = 2.0  # voxels longer than this many working voxels deserve a warning
+LONGEST_KEPT = 6.0  # mm; longer ones deserve it where voxels are kept as long as they are
 SMALL_MM = 20.0  # no head or abdomen is this short: the spacing is probably wrong
 
 
@@ -216,7 +217,7 @@ class Predictor:
         """
         begin = self._clock()
         manifest = self._manifest
-        image, grid = prepare(volume, manifest.intensity, manifest.spacing)
+        image, grid = prepare(volume, manifest.intensity, manifest.spacing, manifest.upsample)
         box = body_box(image, manifest.region, round(self._margin * manifest.window))
         body, air = torch.from_numpy(image[box]), float(image.min())
         memory = Memory(self._room)
@@ -227,7 +228,7 @@ class Predictor:
                 overlap = self._affordable_overlap(body.shape, memory, end)
             inside, outside, used = self._mean(body, air, overlap, memory, end, progress)
         working = np.full(image.shape, outside, np.float32)
-        working[box] = self._smoothed(inside.numpy(), outside)
+        working[box] = self._smoothed(inside.numpy(), outside, grid)
         late = self._shortened(overlap, used)
         warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
@@ -261,9 +262,10 @@ class Predictor:
                 break
         return total.div_(used).clamp_(0, 1), min(outside / used, 1.0), used
 
-    def _smoothed(self, scores: Array3D, outside: float) -> Array3D:
+    def _smoothed(self, scores: Array3D, outside: float, grid: Grid) -> Array3D:
         """The mean map, smoothed in place as the manifest says; ``outside`` is what lies around it."""
-        if sigma := self._manifest.smoothing / self._manifest.spacing:
+        if smoothing := self._manifest.smoothing:
+            sigma = np.divide(smoothing, grid.spacing)
             ndimage.gaussian_filter(scores, sigma, output=scores, mode="constant", cval=outside)
         return scores
 
@@ -338,11 +340,11 @@ class Predictor:
             doubts.append(
                 f"values from {low:g} to {high:g} were cut to [0,1], the only range these weights know"
             )
-        spacing = self._manifest.spacing
+        spacing = self._manifest.spacing if self._manifest.upsample else LONGEST_KEPT / THICK
         longest = max(scan_grid(volume).spacing)
         if longest > THICK * spacing:
             doubts.append(f"voxels are up to {longest:g} mm long, the networks know {spacing:g} mm")
-        if (extent := min(n * spacing for n in grid.shape)) < SMALL_MM:
+        if (extent := min(np.multiply(grid.shape, grid.spacing))) < SMALL_MM:
             doubts.append(f"only {extent:g} mm along one axis: the spacing may be wrong")
         return tuple(doubts)
 

@@ -27,13 +27,16 @@ def scan_grid(volume: Volume) -> Grid:
     return Grid((x, y, z), volume.affine)
 
 
-def prepare(volume: Volume, rule: IntensityRule, spacing: float) -> tuple[Array3D, Grid]:
+def prepare(
+    volume: Volume, rule: IntensityRule, spacing: float, upsample: bool = True
+) -> tuple[Array3D, Grid]:
     """Scale a scan to [0,1] and put it on the working grid (paper, section 3.1).
 
     Args:
         volume: the scan as stored.
         rule: the intensity rule of the weights.
         spacing: of the working grid, in mm.
+        upsample: whether axes along which the scan is coarser than that are brought to it.
 
     Returns:
         The (X, Y, Z) float32 array in [0,1], axes in RAS order, and its grid.
@@ -42,9 +45,9 @@ def prepare(volume: Volume, rule: IntensityRule, spacing: float) -> tuple[Array3
         UserError: the scan is so long in mm that its working grid would not fit any memory.
     """
     own = scan_grid(volume)
-    working = working_grid(own, spacing)
+    working = working_grid(own, spacing, upsample)
     if math.prod(working.shape) > MOST_VOXELS:
-        text = " x ".join(f"{length:.0f}" for length in np.multiply(working.shape, spacing))
+        text = " x ".join(f"{length:.0f}" for length in np.multiply(working.shape, working.spacing))
         raise UserError(f"it measures {text} mm by its header; correct the spacing or crop it.")
     array = resample(to_unit(volume.array, rule), own, working)
     return np.clip(array, 0, 1), working

@@ -78,6 +78,8 @@ class Manifest(_Record):
         network: widths of every member.
         intensity: rule that takes a scan to [0,1].
         spacing: of the working grid, in mm.
+        upsample: whether axes along which a scan is coarser than that are brought to it, as in the paper;
+            otherwise they stay as they are.
         window: side of the sliding window, in voxels.
         overlap: of neighbouring windows, share of the side in [0,1).
         sigma: of the windows' Gaussian weights, share of the side.
@@ -92,6 +94,7 @@ class Manifest(_Record):
     network: NetworkConfig
     intensity: IntensityRule
     spacing: float = Field(gt=0)
+    upsample: bool = True
     window: int = Field(gt=0)
     overlap: float = Field(default=0.5, ge=0, lt=1)
     sigma: float = Field(default=0.125, gt=0)

@@ -27,6 +27,10 @@ class RegionConfig(_Section):
     Attributes:
         intensity: rule that takes raw scans to [0,1].
         spacing: of the working grid, in mm.
+        upsample: whether axes along which a scan is coarser than that are brought to it, as in the paper;
+            otherwise they stay as they are.
+        bins: for each n the scans are shown with n x n voxels of a slice averaged into one, as few scans
+            are few spacings; 1 shows them as they are.
         body_above: intensity in [0,1) above which a voxel is body, before holes are filled.
         body_is_filled: keep the largest component and fill its holes slice by slice (CT); otherwise the
             voxels above the level are the body as they are (skull-stripped MR).
@@ -42,6 +46,8 @@ class RegionConfig(_Section):
 
     intensity: IntensityRule
     spacing: float = Field(gt=0)
+    upsample: bool = True
+    bins: tuple[int, ...] = (1,)
     body_above: float = Field(ge=0, lt=1)
     body_is_filled: bool
     anomalies_in_body: bool

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +117,7 @@ def _load(path: Path, place: RegionConfig, cache: Path) -> CachedScan:
         image, body = _box(whole, body_mask(whole, place, spacing))
         if not body.any():
             raise ScanError(path, "no voxel of it is body", "leave it out of the training data")
-        places = _places(body, spacing)
-        tissue = places[image[tuple(places.T)] > place.body_above]
-        tissue = tissue if len(tissue) else places
+        places, tissue = _places(image, body, spacing, place.body_above)
         write_atomically(places_file, lambda file: _save_places(file, places, tissue, spacing))
         write_atomically(body_file, lambda file: _save(file, body))
         write_atomically(image_file, lambda file: _save(file, image.astype(np.float16)))
@@ -186,11 +184,40 @@ def _box(image: Array3D, body: NDArray[np.bool_]) -> tuple[Array3D, NDArray[np.b
     return image[box], body[box]
 
 
-def _places(body: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.int16]:
-    """Body voxels on a lattice of about LATTICE mm (every one if that leaves none)."""
+def _places(
+    image: NDArray[np.floating], body: NDArray[np.bool_], spacing: Spacing, air: float
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Body voxels on a lattice of about LATTICE mm (every one if that leaves none); those above ``air``."""
     x, y, z = voxels(LATTICE, spacing)
     places = np.argwhere(body[::x, ::y, ::z]) * (x, y, z)
-    return (places if len(places) else np.argwhere(body)).astype(np.int16)
+    places = (places if len(places) else np.argwhere(body)).astype(np.int16)
+    tissue = places[image[tuple(places.T)] > air]
+    return places, tissue if len(tissue) else places
+
+
+def binned(scan: CachedScan, count: int, air: float) -> CachedScan:
+    """The scan with ``count`` x ``count`` voxels of a slice averaged into one; voxels left over are dropped.
+
+    Args:
+        scan: any.
+        count: 1 or more; 1 leaves the scan as it is.
+        air: intensity in [0,1] up to which a voxel is no tissue.
+    """
+    if count == 1:
+        return scan
+    image, body = _binned(scan.image, count), _binned(scan.body, count) >= 0.5
+    x, y, z = scan.spacing
+    spacing = (count * x, count * y, z)
+    places, tissue = _places(image, body, spacing, air)
+    return replace(
+        scan, spacing=spacing, image=image.astype(np.float16), body=body, places=places, tissue=tissue
+    )
+
+
+def _binned(array: NDArray[np.generic], count: int) -> Array3D:
+    x, y, z = array.shape[0] // count, array.shape[1] // count, array.shape[2]
+    blocks = array[: x * count, : y * count].reshape(x, count, y, count, z)
+    return np.asarray(blocks.mean((1, 3), dtype=np.float32))
 
 
 def draw_centre(scan: CachedScan, rng: np.random.Generator) -> NDArray[np.int64]:

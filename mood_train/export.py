@@ -71,6 +71,7 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
         network=config.preset.network,
         intensity=config.place.intensity,
         spacing=config.place.spacing,
+        upsample=config.place.upsample,
         window=config.preset.patches.window,
         smoothing=config.place.smoothing,
         members=(member,),

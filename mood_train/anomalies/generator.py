@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mood_infer.errors import UserError
-from mood_infer.grid import Grid, Spacing, resample
+from mood_infer.grid import Grid, Spacing, resample, working_spacing
 from mood_infer.volume import Array3D
 from mood_train.anomalies.blending import blend_linear, blend_poisson, without_border
 from mood_train.anomalies.edges import soften
@@ -26,7 +26,7 @@ from mood_train.anomalies.textures import (
 )
 from mood_train.augment import Augmentation
 from mood_train.config import RunConfig
-from mood_train.data import CachedScan, cut, cut_to_edge, draw_centre, voxels
+from mood_train.data import CachedScan, binned, cut, cut_to_edge, draw_centre
 from mood_train.seeds import generator
 
 CROP_DRAWS = 8  # crops looked at for one with enough body
@@ -80,14 +80,15 @@ class AnomalyGenerator:
         Raises:
             UserError: patches of other subjects are wanted and there is only one subject.
         """
-        self._scans, self._config = scans, config
+        self._config = config
+        self._scans = [binned(scan, n, config.place.body_above) for n in config.place.bins for scan in scans]
         anomalies, patches = config.preset.anomalies, config.preset.patches
         if anomalies.other_share > 0 and len({scan.subject for scan in scans}) < 2:
             raise UserError(SINGLE_SUBJECT)
-        self._window, self._step = patches.window, config.place.spacing
+        self._window = patches.window
         self._crop_side = round(self._window * patches.margin)
         self._side = round(anomalies.max_size * self._window)
-        self._bank = MemoryBank(scans, anomalies.bank_size, self._side * self._step, config.seed)
+        self._bank = MemoryBank(self._scans, anomalies.bank_size, config.seed)
         self._augmentation = Augmentation(patches.window, config.place)
 
     def sample(self, number: int) -> Sample:
@@ -119,8 +120,9 @@ class AnomalyGenerator:
 
     def _crop(self, index: int, rng: np.random.Generator) -> _Crop:
         scan, patches = self._scans[index], self._config.preset.patches
-        shape = [self._own_count(step) for step in scan.spacing]
-        reach = np.array(voxels(self._window * self._step, scan.spacing)) // 4
+        steps = self._steps(scan)
+        shape = [self._own_count(*pair) for pair in zip(scan.spacing, steps, strict=True)]
+        reach = np.array(self._own_window(scan)) // 4
         best_share, best = -1.0, (draw_centre(scan, rng), np.zeros(shape, dtype=bool))
         for _ in range(CROP_DRAWS):
             centre = draw_centre(scan, rng) + rng.integers(-reach, reach + 1)
@@ -134,27 +136,42 @@ class AnomalyGenerator:
         normal = self._augmentation.intensity(cut_to_edge(scan.image, centre, shape), rng)
         return _Crop(index, scan, centre, normal, self._allowed(normal, body))
 
-    def _own_count(self, spacing: float) -> int:
-        """How many of a scan's own voxels the crop needs along an axis."""
-        length = (self._crop_side - 1) * self._step / spacing
-        return math.ceil(length - SAME_SPACING) + 1 + (not self._is_working(spacing))
+    def _steps(self, scan: CachedScan) -> Spacing:
+        """Spacing of the working grid of a scan, in mm."""
+        return working_spacing(scan.spacing, self._config.place.spacing, self._config.place.upsample)
 
-    def _is_working(self, spacing: float) -> bool:
-        return abs(spacing - self._step) < SAME_SPACING * self._step
+    def _unit(self, scan: CachedScan) -> float:
+        """Side of the cubes that shapes are drawn in, in mm: a voxel of the working grid at its shortest."""
+        return min(self._steps(scan))
+
+    def _own_window(self, scan: CachedScan) -> list[int]:
+        """How many of a scan's own voxels the window takes along each axis, at least one."""
+        steps = zip(scan.spacing, self._steps(scan), strict=True)
+        return [max(1, round(self._window * step / own)) for own, step in steps]
+
+    def _own_count(self, own: float, step: float) -> int:
+        """How many of a scan's own voxels the crop needs along an axis."""
+        length = (self._crop_side - 1) * step / own
+        return math.ceil(length - SAME_SPACING) + 1 + (not _is_same(own, step))
 
     def _to_working_grid(
         self, arrays: list[Array3D], crop: _Crop, rng: np.random.Generator
     ) -> NDArray[np.float32]:
         """Interpolate at a random part of a voxel; beyond the scan's outermost centres there is only 0."""
         spacing, side, (x, y, z) = crop.scan.spacing, self._crop_side, crop.normal.shape
-        parts = [0.0 if self._is_working(step) else rng.uniform(0, step) for step in spacing]
-        affine = np.diag([self._step] * 3 + [1.0])
+        steps = self._steps(crop.scan)
+        parts = [
+            0.0 if _is_same(own, step) else rng.uniform(0, own)
+            for own, step in zip(spacing, steps, strict=True)
+        ]
+        affine = np.diag([*steps, 1.0])
         affine[:3, 3] = parts
         own, target = Grid((x, y, z), np.diag([*spacing, 1.0])), Grid((side, side, side), affine)
         crops = np.stack([resample(array, own, target) for array in arrays])
         first = crop.centre - np.array(crop.normal.shape) // 2
-        for axis, (step, part, length) in enumerate(zip(spacing, parts, crop.scan.image.shape, strict=True)):
-            lines = first[axis] + (part + self._step * np.arange(side)) / step
+        for axis, (own_step, step, part) in enumerate(zip(spacing, steps, parts, strict=True)):
+            length = crop.scan.image.shape[axis]
+            lines = first[axis] + (part + step * np.arange(side)) / own_step
             beyond = (lines < -SAME_SPACING) | (lines > length - 1 + SAME_SPACING)
             np.moveaxis(crops, axis + 1, 0)[beyond] = 0
         return crops
@@ -162,13 +179,13 @@ class AnomalyGenerator:
     def _texture(self, number: int, crop: _Crop, own: Array3D, rng: np.random.Generator) -> Array3D:
         """A foreign patch of the size of ``own``, which is the image itself at the place."""
         scan, anomalies = crop.scan, self._config.preset.anomalies
-        source = rng.random()
+        source, side = rng.random(), self._side * self._unit(scan)
         if source >= 1 - anomalies.own_share:
             return change_own(own, self._config.edges, rng, scan.spacing)
         if source < anomalies.other_share:
-            patch = self._bank.draw(number, scan.subject, rng)
+            patch = self._bank.draw(number, scan.subject, side, rng)
         else:
-            patch = same_scan_patch(scan, crop.index, crop.centre, self._side * self._step, rng)
+            patch = same_scan_patch(scan, crop.index, crop.centre, side, rng)
         # of another scanner: on this one's voxels
         array = stretch(patch.array, self._scans[patch.scan].spacing, scan.spacing)
         middle = np.array(array.shape) // 2
@@ -182,7 +199,7 @@ class AnomalyGenerator:
         kernel = int(rng.choice(anomalies.smooth_kernels)) if self._config.edges == "smooth" else 1
         largest = self._side - (kernel - 1)  # the soft rim must fit as well
         mask = draw_shape(rng, anomalies.shapes, anomalies.min_size * self._window, largest)
-        soft = stretch(np.pad(soften(mask, kernel), 1), (self._step,) * 3, spacing)
+        soft = stretch(np.pad(soften(mask, kernel), 1), (self._unit(crop.scan),) * 3, spacing)
         if kernel == 1:
             soft = (soft > 0.5).astype(np.float32)
         if poisson:  # a voxel around the shape, for its gradients to meet the image
@@ -191,7 +208,7 @@ class AnomalyGenerator:
         soft = cut(soft, np.array(soft.shape) // 2, fitting.tolist())
         soft = soft * np.float32(rng.uniform(anomalies.alpha_min, 1))
         area, box = soft > 0, np.array(soft.shape)
-        window = np.maximum(voxels(self._window * self._step, spacing), box)
+        window = np.maximum(self._own_window(crop.scan), box)
         first = (np.array(crop.normal.shape) - window) // 2
         for _ in range(PLACE_DRAWS):
             start = first + rng.integers(0, window - box + 1)
@@ -204,10 +221,12 @@ class AnomalyGenerator:
     def _allowed(self, normal: Array3D, body: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if not self._config.place.anomalies_in_body:
             return np.ones_like(body)
-        # Augmentation keeps zeros, so in skull-stripped MR the image itself is the sharper mask. In CT the
-        # air in lung and bowel is left out: few scans are too few to learn what is normal there.
-        tissue = normal > self._config.place.body_above
-        return tissue & body if self._config.place.body_is_filled else tissue
+        # augmentation keeps zeros, so in skull-stripped MR the image itself is the sharper mask
+        return body if self._config.place.body_is_filled else normal > self._config.place.body_above
+
+
+def _is_same(own: float, step: float) -> bool:
+    return abs(own - step) < SAME_SPACING * step
 
 
 def stretch(array: Array3D, source: Spacing, target: Spacing) -> Array3D:

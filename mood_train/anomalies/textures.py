@@ -39,19 +39,19 @@ class MemoryBank:
     memory of its own, is the same in every worker, and a resumed run finds it as it was.
     """
 
-    def __init__(self, scans: list[CachedScan], size: int, side: float, seed: int) -> None:
-        """Take ``size`` cubes of ``side`` mm from ``scans``."""
-        self._scans, self._size, self._side, self._seed = scans, size, side, seed
+    def __init__(self, scans: list[CachedScan], size: int, seed: int) -> None:
+        """Take ``size`` cubes from ``scans``."""
+        self._scans, self._size, self._seed = scans, size, seed
 
-    def patch(self, number: int) -> ForeignPatch:
-        """The patch with this number, any integer: cut around a random tissue voxel of a random scan."""
+    def patch(self, number: int, side: float) -> ForeignPatch:
+        """The patch with this number, any integer: ``side`` mm around a random tissue voxel of a scan."""
         rng = self._generator(number)
         index = int(rng.integers(len(self._scans)))
         scan = self._scans[index]
-        return ForeignPatch(cut(scan.image, draw_tissue(scan, rng), voxels(self._side, scan.spacing)), index)
+        return ForeignPatch(cut(scan.image, draw_tissue(scan, rng), voxels(side, scan.spacing)), index)
 
-    def draw(self, image_number: int, subject: str, rng: np.random.Generator) -> ForeignPatch:
-        """A random patch of the bank as image ``image_number`` finds it, never of the given subject.
+    def draw(self, image_number: int, subject: str, side: float, rng: np.random.Generator) -> ForeignPatch:
+        """A random patch of ``side`` mm as image ``image_number`` finds it, never of the given subject.
 
         Raises:
             UserError: all scans are of that subject.
@@ -62,12 +62,12 @@ class MemoryBank:
         for slot in slots:
             index = int(self._generator(int(slot)).integers(len(self._scans)))
             if self._scans[index].subject != subject:
-                return self.patch(int(slot))
+                return self.patch(int(slot), side)
         # a small bank may hold this subject alone: the next patch of another one, further back
         slot = image_number - 1 - self._size
         while self._scans[int(self._generator(slot).integers(len(self._scans)))].subject == subject:
             slot -= 1
-        return self.patch(slot)
+        return self.patch(slot, side)
 
     def _generator(self, number: int) -> np.random.Generator:
         return generator(self._seed, "bank", number)

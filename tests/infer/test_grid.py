@@ -149,3 +149,25 @@ def test_grids_that_are_not_parallel_are_refused() -> None:
     scan = Grid((4, 4, 4), np.eye(4))
     with pytest.raises(ValueError, match="parallel"):
         resample(np.zeros((4, 4, 4), np.float32), scan, Grid((4, 4, 4), oblique((1, 1, 1))))
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_coarse_axes_may_stay_as_they_are(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    spacings = (0.5, 2.3, 8.0)
+    scan = Grid((23, 17, 9), oriented(order, signs, spacings))
+    working = working_grid(scan, 1.0, upsample=False)
+    there = resample(ramp(scan), scan, working)
+    np.testing.assert_allclose(there, ramp(working), atol=1e-4)
+    np.testing.assert_allclose(resample(there, working, scan), ramp(scan), atol=1e-4)
+    assert sorted(working.spacing) == pytest.approx([1.0, 2.3, 8.0])
+    assert sorted(working.shape) == [9, 12, 17]
+
+
+def test_voxels_that_stay_keep_their_values() -> None:
+    scan = Grid((13, 20, 7), oriented((1, 0, 2), (-1, 1, -1), (1.5, 3, 2)))
+    array = np.random.default_rng(2).random(scan.shape, dtype=np.float32)
+    working = working_grid(scan, 0.9, upsample=False)
+    there = resample(array, scan, working)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(array, scan.affine))
+    assert np.array_equal(there, np.asarray(canonical.dataobj))
+    np.testing.assert_allclose(working.affine, canonical.affine, atol=1e-9)

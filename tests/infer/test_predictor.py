@@ -103,21 +103,25 @@ def test_the_crop_changes_nothing_that_the_same_windows_see(weights: Path) -> No
     np.testing.assert_allclose(result.working[outside], empty, atol=1e-5)
 
 
+@pytest.mark.parametrize("upsample", [True, False])
 def test_maps_are_smoothed_by_millimetres_on_their_own_grid(
-    make_weights: Callable[..., Path], tmp_path: Path
+    make_weights: Callable[..., Path], tmp_path: Path, upsample: bool
 ) -> None:
     """Against SciPy over the whole unsmoothed map, which beyond the body's box is of one value."""
     array = np.zeros((80, 70, 60), np.float32)
     array[26:56, 20:50, 14:44] = np.random.default_rng(0).uniform(0.3, 0.7, (30, 30, 30))
-    scan = Volume(array, np.diag([2.0, 2.0, 2.0, 1.0]), nib.Nifti1Header())
+    steps = (2.0, 2.0, 2.0) if upsample else (2.0, 2.5, 6.0)
+    scan = Volume(array, np.diag([*steps, 1.0]), nib.Nifti1Header())
     maps = {}
     for smoothing in (0.0, 3.0):
-        folder = make_weights(tmp_path / f"{smoothing}", spacing=2.0, smoothing=smoothing)
+        settings = {"spacing": 2.0, "upsample": upsample, "smoothing": smoothing}
+        folder = make_weights(tmp_path / f"{smoothing}", **settings)
         maps[smoothing] = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(scan)
     plain = maps[0.0].working
+    assert plain.shape == array.shape
     inside = plain != plain[0, 0, 0]
     assert 0.01 < inside.mean() < 0.9
-    expected = ndimage.gaussian_filter(plain, 1.5, mode="nearest")
+    expected = ndimage.gaussian_filter(plain, np.divide(3.0, steps), mode="nearest")
     box = ndimage.find_objects(inside.astype(np.uint8))[0]
     np.testing.assert_allclose(maps[3.0].working[box], expected[box], atol=1e-5)
     assert np.abs(plain - expected)[box].max() > 0.02

@@ -20,7 +20,7 @@ from mood_train.anomalies.textures import (
     same_scan_patch,
 )
 from mood_train.config import RunConfig
-from mood_train.data import CachedScan
+from mood_train.data import CachedScan, binned
 from mood_train.trainer import SampleDataset, sample_numbers
 from tests.train.conftest import LEVELS, cached, make_scan
 
@@ -287,55 +287,72 @@ def test_ranks_share_the_samples_without_overlap() -> None:
 
 
 def test_foreign_patches_are_never_of_the_same_subject(scans: list[CachedScan], tiny_run: RunConfig) -> None:
-    bank = MemoryBank(scans, 8, 12, seed=0)
+    bank = MemoryBank(scans, 8, seed=0)
     rng = np.random.default_rng(0)
     for number in range(200):
         subject = scans[number % 3].subject
-        assert scans[bank.draw(number, subject, rng).scan].subject != subject
+        assert scans[bank.draw(number, subject, 12, rng).scan].subject != subject
     with pytest.raises(UserError, match="same subject"):
         AnomalyGenerator(scans[:1], tiny_run)
 
 
 def test_after_a_thousand_draws_patches_still_have_their_scans_intensities(scans: list[CachedScan]) -> None:
-    bank = MemoryBank(scans, 50, 12, seed=1)
+    bank = MemoryBank(scans, 50, seed=1)
     rng = np.random.default_rng(1)
     for number in range(1000):
-        patch = bank.draw(number, "nobody", rng)
+        patch = bank.draw(number, "nobody", 12, rng)
     for number in range(1000, 1060):
-        patch = bank.draw(number, "nobody", rng)
+        patch = bank.draw(number, "nobody", 12, rng)
         tissue = patch.array[patch.array > 0]
         assert abs(float(tissue.mean()) - LEVELS[scans[patch.scan].subject]) < 0.025
 
 
 def test_the_bank_replaces_one_patch_an_image(scans: list[CachedScan]) -> None:
-    bank = MemoryBank(scans, 5, 8, seed=2)
+    bank = MemoryBank(scans, 5, seed=2)
 
     def held(image: int) -> set[bytes]:
         rng = np.random.default_rng(0)
-        return {bank.draw(image, "nobody", rng).array.tobytes() for _ in range(80)}
+        return {bank.draw(image, "nobody", 8, rng).array.tobytes() for _ in range(80)}
 
     now, later = held(100), held(101)
     assert len(now) == len(later) == 5
     assert len(now & later) == 4
 
 
-def test_no_anomaly_is_made_of_air_or_in_it(tiny_run: RunConfig) -> None:
+def test_no_foreign_patch_is_cut_out_of_air(tiny_run: RunConfig) -> None:
     whole = make_scan("sub-01", 0.5, side=96, spacing=(2.0, 2.0, 2.0))
     line = np.arange(48) - 24
     gas = (np.add.outer(np.add.outer(line**2, line**2), line**2) < 13**2) & whole.body
     image = np.where(gas, 0.05, whole.image).astype(np.float32)
-    run = _with(tiny_run, other_share=0.0).model_copy(update={"region": Region.ABDOM})
-    above = run.place.body_above
-    scan = cached("sub-01", image, whole.body, whole.spacing, above)
-    generator = AnomalyGenerator([scan], _in_place(run))
-    changed = 0
-    for number in range(40):
+    above = tiny_run.preset.regions[Region.ABDOM].body_above
+    bank = MemoryBank([cached("sub-01", image, whole.body, whole.spacing, above)], 50, 0)
+    assert min(float(bank.patch(number, 18.0).array[4, 4, 4]) for number in range(200)) > above
+
+
+def test_voxels_longer_than_the_working_grids_may_stay_as_they_are(tiny_run: RunConfig) -> None:
+    """Then the window has a scan's own voxels, bit for bit, and edges lie between two of them."""
+    scans = [_noise_scan(f"sub-{n}", n, (1.0, 1.5, 3.0)) for n in range(2)]
+    own = _with(tiny_run.model_copy(update={"edges": "hard"}), alpha_min=1.0)
+    own = _in_place(own, upsample=False)
+    generator = AnomalyGenerator(scans, own)
+    values = [np.append(scan.image.astype(np.float32), 0) for scan in scans]  # 0 beyond the scan
+    for number in range(8):
         sample = generator.sample(number)
-        assert not sample.label[sample.normal <= above].any()
-        changed += int((sample.label > 0).sum())
-    assert changed > 40 * 100
-    bank = MemoryBank([scan], 50, 18.0, 0)
-    assert min(float(bank.patch(number).array[4, 4, 4]) for number in range(200)) > above
+        assert any(np.isin(sample.normal, known).all() for known in values)
+        assert set(np.unique(sample.label)) <= {0.0, 1.0}
+
+
+def test_bins_average_within_slices(tiny_run: RunConfig) -> None:
+    scan = _noise_scan("sub-0", 0, (1.0, 1.5, 3.0))
+    image = scan.image.astype(np.float64)[:-1]  # an odd number of voxels: the last is dropped
+    scan = cached("sub-0", image.astype(np.float32), scan.body[:-1], scan.spacing)
+    twice = binned(scan, 2, 0.0)
+    x, y, z = scan.image.shape
+    assert twice.spacing == (2.0, 3.0, 3.0)
+    assert twice.image.shape == twice.body.shape == (x // 2, y // 2, z)
+    expected = sum(image[a : x // 2 * 2 : 2, b : y // 2 * 2 : 2] for a in (0, 1) for b in (0, 1)) / 4
+    np.testing.assert_allclose(twice.image, expected, atol=1e-3)  # half precision
+    assert twice.body[tuple(twice.places.T)].all()
 
 
 def test_same_scan_patches_come_from_that_scan_and_another_place(scans: list[CachedScan]) -> None:
