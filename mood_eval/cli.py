@@ -272,6 +272,7 @@ def sample_rules(
     seed: SeedOption = 0,
     family: FamilyOption = FamilyName.SEEN,
     each: EachOption = None,
+    spacing: SpacingOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = DeviceName.AUTO,
     json_file: JsonOption = None,
@@ -282,7 +283,7 @@ def sample_rules(
     from mood_infer.predictor import Predictor
 
     chosen = _scans(scans, region, split, part)
-    recipe = one_each(region, seed, family.value, len(chosen), each)
+    recipe = one_each(region, seed, family.value, len(chosen), each, spacing)
     fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region, [HISTOGRAM])
     predictor = Predictor.load(region, weights, device.value)
     table = compare_rules(chosen, recipe, predictor, fitted, _say_case)

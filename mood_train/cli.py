@@ -135,6 +135,10 @@ def ensemble(
     preset: Preset = "compact",
     split: Split = None,
     start_from: StartFrom = None,
+    start_smooth_from: Annotated[
+        Path | None,
+        typer.Option(help="First weights of the smooth members; with --start-from, in place of the bases."),
+    ] = None,
     precision: Precision = None,
     workers: Workers = 0,
     threads: Threads = None,
@@ -154,8 +158,10 @@ def ensemble(
 
     _use(threads)
     material = _material(data, split, out, region, seed, cache)
-    first = start_from.resolve() if start_from else None
-    jobs = plan_ensemble(load_preset(preset), region, seed, len(material.split.folds), first)
+    first, first_smooth = (path.resolve() if path else None for path in (start_from, start_smooth_from))
+    if first_smooth and not first:
+        raise UserError("--start-smooth-from: give --start-from as well, for the members with hard edges.")
+    jobs = plan_ensemble(load_preset(preset), region, seed, len(material.split.folds), first, first_smooth)
     done = train_ensemble(
         jobs,
         material,

@@ -139,13 +139,16 @@ class EnsembleConfig(_Section):
 
     Attributes:
         base_steps: of one network with hard edges on all folds, from which the members start; 0: none.
+        smooth_base_steps: of one with smoothed edges on all folds, which starts from that one, and from which
+            the members with smoothed edges start; 0: none.
         hard_steps: of each member with hard edges.
         smooth_steps: of each member with smoothed edges.
-        smooth_from_hard: start it from the hard member of its fold.
+        smooth_from_hard: start it from the hard member of its fold, where there is no smooth base.
         member_max_lr: peak learning rate of members that start from another network.
     """
 
     base_steps: int = Field(default=0, ge=0)
+    smooth_base_steps: int = Field(default=0, ge=0)
     hard_steps: int = Field(gt=0)
     smooth_steps: int = Field(gt=0)
     smooth_from_hard: bool = False

@@ -11,7 +11,7 @@ from mood_train.config import Edges, Preset, RunConfig
 from mood_train.run import Material, Means, is_finished, train
 from mood_train.start import start_name
 
-BASE = "base"
+BASE, SMOOTH_BASE = "base-hard", "base-smooth"
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,17 @@ class Job:
 
     @property
     def is_member(self) -> bool:
-        """Whether it goes into the ensemble; the base does not."""
-        return self.name != BASE
+        """Whether it goes into the ensemble; the bases do not."""
+        return self.config.fold is not None
 
 
 def plan_ensemble(
-    preset: Preset, region: Region, seed: int, folds: int, first: Path | None = None
+    preset: Preset,
+    region: Region,
+    seed: int,
+    folds: int,
+    first: Path | None = None,
+    first_smooth: Path | None = None,
 ) -> list[Job]:
     """The runs of a region in the order in which they follow from one another, each with its own seed.
 
@@ -45,7 +50,8 @@ def plan_ensemble(
         region: brain or abdom.
         seed: of the first run.
         folds: number of folds.
-        first: what the base, or each hard member where there is none, starts from, if anything.
+        first: what the base, or each member where there is none, starts from, if anything.
+        first_smooth: what the smooth members start from; given, ``first`` and this take the bases' place.
 
     Raises:
         UserError: the preset does not say how to make an ensemble.
@@ -66,14 +72,19 @@ def plan_ensemble(
             seed=seed + len(jobs),
             started_from=start_name(start) if start else None,
         )
-        changes = {"steps": steps} | ({"max_lr": recipe.member_max_lr} if start and name != BASE else {})
+        own_rate = start is None or fold is None  # a base learns at the preset's, whatever it starts from
+        changes = {"steps": steps} | ({} if own_rate else {"max_lr": recipe.member_max_lr})
         jobs.append(Job(name, config.with_optimiser(**changes), start))
         return Path(name) / CHECKPOINT_NAME
 
-    base = add(BASE, None, "hard", recipe.base_steps, first) if recipe.base_steps else first
+    base, smooth_base = first, first_smooth
+    if recipe.base_steps and not first_smooth:
+        base = add(BASE, None, "hard", recipe.base_steps, first)
+    if recipe.smooth_base_steps and not first_smooth:
+        smooth_base = add(SMOOTH_BASE, None, "smooth", recipe.smooth_base_steps, base)
     for fold in range(folds):
         hard = add(f"fold{fold}-hard", fold, "hard", recipe.hard_steps, base)
-        start = hard if recipe.smooth_from_hard else base
+        start = smooth_base or (hard if recipe.smooth_from_hard else base)
         add(f"fold{fold}-smooth", fold, "smooth", recipe.smooth_steps, start)
     return jobs
 

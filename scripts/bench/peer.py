@@ -3,6 +3,7 @@
 The same networks, spacing, window, overlap and Gaussian; one sliding window a member, in float32.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -44,7 +45,14 @@ def main() -> None:
             EnsureChannelFirstd("image"),
             Lambdad("image", scale, track_meta=False),
             Orientationd("image", axcodes="RAS", labels=None),
-            Spacingd("image", pixdim=[manifest.spacing] * 3, mode="bilinear"),
+            Spacingd(
+                "image",
+                pixdim=[manifest.spacing] * 3,
+                mode="bilinear",
+                # axes whose spacing lies between the two stay as they are
+                min_pixdim=None if manifest.upsample else [manifest.spacing] * 3,
+                max_pixdim=None if manifest.upsample else [math.inf] * 3,
+            ),
         ]
     )
     finish = Compose(

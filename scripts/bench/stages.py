@@ -97,7 +97,8 @@ def run(predictor: Predictor, scan: Path, out: Path) -> dict[str, float]:
     volume = timed(rows, "read", lambda: read_volume(scan))
     own = scan_grid(volume)
     unit = timed(rows, "to [0,1]", lambda: to_unit(volume.array, manifest.intensity))
-    timed(rows, "to grid", lambda: resample(unit, own, working_grid(own, manifest.spacing)))
+    working = working_grid(own, manifest.spacing, manifest.upsample)
+    timed(rows, "to grid", lambda: resample(unit, own, working))
     anomalies = timed(rows, "windows", lambda: predictor.predict(volume))
     rows["windows"] -= rows["to [0,1]"] + rows["to grid"]  # predicting does both once more
     scores = timed(rows, "back", lambda: anomalies.scores)

@@ -14,7 +14,7 @@ from mood_infer.errors import UserError
 from mood_infer.intensity import to_unit
 from mood_train.augment import Augmentation
 from mood_train.config import RegionConfig, load_preset
-from mood_train.data import cut, data_digest, list_scans, load_scans
+from mood_train.data import cut, cut_to_edge, data_digest, list_scans, load_scans
 from mood_train.folds import make_split, read_split, subject_of, write_split
 
 SHARED_SPLIT = Path(__file__).parents[2] / "../shared/data/split.json"
@@ -273,3 +273,12 @@ def test_augmentation_draws_from_its_generator_alone() -> None:
     one = both()
     np.random.seed(1)
     assert np.array_equal(one, both())
+
+
+def test_a_box_that_leaves_the_scan_goes_on_with_its_outermost_voxels() -> None:
+    array = np.random.default_rng(0).random((5, 6, 7)).astype(np.float16)
+    padded = np.pad(array, 8, mode="edge").astype(np.float32)
+    for centre, shape in (((0, 0, 0), (4, 5, 6)), ((4, 3, 6), (7, 3, 8)), ((2, 3, 3), (3, 3, 3))):
+        first = np.array(centre) - np.array(shape) // 2 + 8
+        expected = padded[tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))]
+        assert np.array_equal(cut_to_edge(array, np.array(centre), shape), expected)

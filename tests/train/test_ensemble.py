@@ -52,10 +52,10 @@ def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset:
     jobs = plan_ensemble(_recipe(tiny_preset, smooth_from_hard=True), Region.BRAIN, 0, 2)
     starts = {job.name: job.start for job in jobs}
     assert list(starts.items()) == [
-        ("base", None),
-        ("fold0-hard", Path("base") / CHECKPOINT_NAME),
+        ("base-hard", None),
+        ("fold0-hard", Path("base-hard") / CHECKPOINT_NAME),
         ("fold0-smooth", Path("fold0-hard") / CHECKPOINT_NAME),
-        ("fold1-hard", Path("base") / CHECKPOINT_NAME),
+        ("fold1-hard", Path("base-hard") / CHECKPOINT_NAME),
         ("fold1-smooth", Path("fold1-hard") / CHECKPOINT_NAME),
     ]
     base, hard, smooth, *_ = (job.config for job in jobs)
@@ -71,6 +71,24 @@ def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset:
     assert first.config.preset.optimiser.max_lr == tiny_preset.optimiser.max_lr
     with pytest.raises(UserError, match="ensemble"):
         plan_ensemble(tiny_preset.model_copy(update={"ensemble": None}), Region.BRAIN, 0, 1)
+
+
+def test_members_start_from_bases_or_from_what_takes_their_place(tiny_preset: Preset) -> None:
+    recipe = _recipe(tiny_preset, smooth_base_steps=3)
+    jobs = plan_ensemble(recipe, Region.BRAIN, 0, 1)
+    bases = [Path(name) / CHECKPOINT_NAME for name in ("base-hard", "base-smooth")]
+    assert [(job.name, job.start, job.is_member) for job in jobs] == [
+        ("base-hard", None, False),
+        ("base-smooth", bases[0], False),
+        ("fold0-hard", bases[0], True),
+        ("fold0-smooth", bases[1], True),
+    ]
+    rates = [job.config.preset.optimiser.max_lr for job in jobs]
+    assert rates == [tiny_preset.optimiser.max_lr] * 2 + [1e-3] * 2
+    given = [Path(f"/somewhere/brain/{edges}.safetensors") for edges in ("hard", "smooth")]
+    jobs = plan_ensemble(recipe, Region.BRAIN, 0, 1, *given)
+    assert [(job.name, job.start) for job in jobs] == [("fold0-hard", given[0]), ("fold0-smooth", given[1])]
+    assert [job.config.started_from for job in jobs] == ["brain/hard.safetensors", "brain/smooth.safetensors"]
 
 
 def test_an_ensemble_goes_on_where_it_was_cut_off(
@@ -100,7 +118,7 @@ def test_an_ensemble_goes_on_where_it_was_cut_off(
     assert [member.file for member in manifest.members] == names
     assert [member.steps for member in manifest.members] == [3, 4, 3, 4]  # what they started from counts
     assert all(verify_member(weights / "brain", member) is None for member in manifest.members)
-    assert (runs / "base" / CHECKPOINT_NAME).read_bytes() == begun["base"]
+    assert (runs / "base-hard" / CHECKPOINT_NAME).read_bytes() == begun["base-hard"]
     jobs = plan_ensemble(_recipe(tiny_preset, smooth_from_hard=True), Region.BRAIN, 7, 2)
     with pytest.raises(UserError, match="seed 0"):
         go()  # what is finished there is another ensemble
@@ -114,7 +132,7 @@ def test_only_a_base_of_all_folds_may_start_another_fold(
 ) -> None:
     jobs = plan_ensemble(_recipe(tiny_preset), Region.BRAIN, 0, 2)
     train_ensemble(jobs[:2], material, tmp_path / "runs", lambda path: path, lambda: False, Means(), print)
-    of_base, of_fold0 = (tmp_path / "runs" / name / CHECKPOINT_NAME for name in ("base", "fold0-hard"))
+    of_base, of_fold0 = (tmp_path / "runs" / name / CHECKPOINT_NAME for name in ("base-hard", "fold0-hard"))
     other: RunConfig = jobs[3].config
     assert read_start(of_base, other).steps == 2
     with pytest.raises(UserError, match="left out fold 0, not 1"):

@@ -55,9 +55,8 @@ def any_scans(request: pytest.FixtureRequest) -> list[CachedScan]:
 def test_outside_the_label_not_a_bit_changes(
     any_scans: list[CachedScan], tiny_run: RunConfig, edges: str, poisson: float
 ) -> None:
-    scans = any_scans
     run = _with(tiny_run.model_copy(update={"edges": edges}), poisson_share=poisson)
-    generator = AnomalyGenerator(scans, run)
+    generator = AnomalyGenerator(any_scans, run)
     changed = 0
     for number in range(12):
         sample = generator.sample(number)
@@ -90,9 +89,8 @@ def test_linear_blend_is_reproduced_from_its_parts(scans: list[CachedScan], tiny
 def test_training_reads_image_and_label_of_the_very_sample(
     any_scans: list[CachedScan], tiny_run: RunConfig
 ) -> None:
-    scans = any_scans
     busy = _in_place(tiny_run, place_rate=0.5, intensity_rate=0.5)
-    generator = AnomalyGenerator(scans, busy)
+    generator = AnomalyGenerator(any_scans, busy)
     for number in range(10):
         sample, (image, label) = generator.sample(number), generator.pair(number)
         assert np.array_equal(sample.image, image) and np.array_equal(sample.label, label)
@@ -255,18 +253,16 @@ def test_the_rate_is_kept(scans: list[CachedScan], tiny_run: RunConfig) -> None:
 def test_the_same_seed_gives_the_same_bytes_in_any_order(
     any_scans: list[CachedScan], tiny_run: RunConfig
 ) -> None:
-    scans = any_scans
-    forwards, backwards = AnomalyGenerator(scans, tiny_run), AnomalyGenerator(scans, tiny_run)
+    forwards, backwards = AnomalyGenerator(any_scans, tiny_run), AnomalyGenerator(any_scans, tiny_run)
     ours = [_bytes(forwards.sample(number)) for number in range(6)]
     theirs = [_bytes(backwards.sample(number)) for number in reversed(range(6))]
     assert ours == theirs[::-1]
-    other = AnomalyGenerator(scans, tiny_run.model_copy(update={"seed": 4}))
+    other = AnomalyGenerator(any_scans, tiny_run.model_copy(update={"seed": 4}))
     assert len({*ours, *(_bytes(other.sample(number)) for number in range(6))}) == 12
 
 
 def test_workers_draw_apart_and_agree_with_none(any_scans: list[CachedScan], tiny_run: RunConfig) -> None:
-    scans = any_scans
-    dataset = SampleDataset(AnomalyGenerator(scans, tiny_run))
+    dataset = SampleDataset(AnomalyGenerator(any_scans, tiny_run))
 
     def first(workers: int) -> list[bytes]:
         loader = DataLoader(dataset, batch_size=2, sampler=sample_numbers(0, 2, 0, 1), num_workers=workers)
