@@ -340,10 +340,13 @@ class Predictor:
             doubts.append(
                 f"values from {low:g} to {high:g} were cut to [0,1], the only range these weights know"
             )
-        spacing = self._manifest.spacing if self._manifest.upsample else LONGEST_KEPT / THICK
-        longest = max(scan_grid(volume).spacing)
-        if longest > THICK * spacing:
+        longest, spacing = max(scan_grid(volume).spacing), self._manifest.spacing
+        if self._manifest.upsample and longest > THICK * spacing:
             doubts.append(f"voxels are up to {longest:g} mm long, the networks know {spacing:g} mm")
+        if not self._manifest.upsample and longest > LONGEST_KEPT:
+            doubts.append(
+                f"voxels are up to {longest:g} mm long, the networks know up to {LONGEST_KEPT:g} mm"
+            )
         if (extent := min(np.multiply(grid.shape, grid.spacing))) < SMALL_MM:
             doubts.append(f"only {extent:g} mm along one axis: the spacing may be wrong")
         return tuple(doubts)

@@ -35,7 +35,7 @@ def draw(
     overlay is as opaque as the score is high, so pictures of different scans compare.
 
     Args:
-        image: (X, Y, Z) in [0,1], axes in RAS order, on an isotropic grid.
+        image: (X, Y, Z) in [0,1], axes in RAS order.
         scores: (X, Y, Z) in [0,1] on the same grid.
         grid: that grid.
         title: usually the file's name.
@@ -61,11 +61,12 @@ def draw(
     axes = figure.subplots(1, 3)
     for panel, (name, axis, ends) in zip(axes, PLANES, strict=True):
         grey, heat = (np.take(array, peak[axis], axis).T for array in (image, scores))
-        panel.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="equal")
-        panel.imshow(
-            heat, cmap=HEAT, vmin=0, vmax=1, alpha=np.clip(heat, 0, 1), origin="lower", aspect="equal"
-        )
         across, up = (n for n in range(3) if n != axis)
+        aspect = grid.spacing[up] / grid.spacing[across]
+        panel.imshow(grey, cmap="gray", vmin=0, vmax=1, origin="lower", aspect=aspect)
+        panel.imshow(
+            heat, cmap=HEAT, vmin=0, vmax=1, alpha=np.clip(heat, 0, 1), origin="lower", aspect=aspect
+        )
         if crosshair:
             panel.axvline(peak[across], color="cyan", linewidth=0.6, alpha=0.7)
             panel.axhline(peak[up], color="cyan", linewidth=0.6, alpha=0.7)

@@ -29,6 +29,8 @@ class Augmentation:
     def __init__(self, window: int, place: RegionConfig) -> None:
         """Set up the transforms for windows of ``window`` voxels; each call seeds them anew."""
         moved, rate = place.place_rate, place.intensity_rate
+        # between slices that lie apart as they do in the scan, a turn by voxels would be a shear
+        tilt = 0.1 if place.upsample else 0.0
         self._place = Compose(
             [
                 *(RandFlip(prob=moved, spatial_axis=axis) for axis in range(3)),
@@ -41,7 +43,7 @@ class Augmentation:
                     align_corners=True,
                     padding_mode="constant",
                 ),
-                RandRotate(prob=moved, range_x=0.1, range_y=0.1, range_z=0.1, padding_mode="zeros"),
+                RandRotate(prob=moved, range_x=tilt, range_y=tilt, range_z=0.1, padding_mode="zeros"),
                 CenterSpatialCrop(roi_size=window),
             ]
         )

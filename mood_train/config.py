@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,7 +30,7 @@ class RegionConfig(_Section):
         upsample: whether axes along which a scan is coarser than that are brought to it, as in the paper;
             otherwise they stay as they are.
         bins: for each n the scans are shown with n x n voxels of a slice averaged into one, as few scans
-            are few spacings; 1 shows them as they are.
+            are few spacings; 1 shows them as they are, others are held in memory, 3 bytes a voxel.
         body_above: intensity in [0,1) above which a voxel is body, before holes are filled.
         body_is_filled: keep the largest component and fill its holes slice by slice (CT); otherwise the
             voxels above the level are the body as they are (skull-stripped MR).
@@ -47,7 +47,7 @@ class RegionConfig(_Section):
     intensity: IntensityRule
     spacing: float = Field(gt=0)
     upsample: bool = True
-    bins: tuple[int, ...] = (1,)
+    bins: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     body_above: float = Field(ge=0, lt=1)
     body_is_filled: bool
     anomalies_in_body: bool
@@ -60,7 +60,9 @@ class RegionConfig(_Section):
 
 
 class AnomalyConfig(_Section):
-    """How synthetic anomalies are drawn (paper, section 2.1). Sizes are shares of the training window.
+    """How synthetic anomalies are drawn (paper, section 2.1).
+
+    Sizes are shares of the training window's shortest side in mm, which on a cubic working grid all are.
 
     Attributes:
         rate: share of the training patches that get any.
@@ -73,7 +75,8 @@ class AnomalyConfig(_Section):
         shapes: odds of each kind of shape.
         alpha_min: the blending factor is drawn from this to 1.
         poisson_share: share of the anomalies blended by their gradients; the rest linearly.
-        smooth_kernels: sizes of the smoothed edges in working voxels, one drawn at random (1: a hard edge).
+        smooth_kernels: sizes of the smoothed edges, one drawn at random (1: a hard edge); in working voxels,
+            by their shortest side.
     """
 
     rate: float = Field(default=0.9, ge=0, le=1)

@@ -32,12 +32,14 @@ HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
 class CachedScan:
     """A scan on its own voxels, cut to the box of those above 0 and a voxel more; beyond it there is only 0.
 
+    From the cache it is memory-mapped; what :func:`binned` makes of it is in memory.
+
     Attributes:
         name: file name of the scan.
         subject: whom it shows; scans of one subject are never foreign to each other.
         spacing: of the voxels along each axis, in mm.
-        image: (X, Y, Z) float16 in [0,1], axes in RAS order, memory-mapped.
-        body: (X, Y, Z) boolean, memory-mapped.
+        image: (X, Y, Z) float16 in [0,1], axes in RAS order.
+        body: (X, Y, Z) boolean.
         places: (N, 3) int16 body voxels that patches are centred on, spread evenly.
         tissue: (M, 3) int16 those of them that are no air: foreign patches are cut around these.
         sha256: of the file, in hex.
@@ -202,10 +204,17 @@ def binned(scan: CachedScan, count: int, air: float) -> CachedScan:
         scan: any.
         count: 1 or more; 1 leaves the scan as it is.
         air: intensity in [0,1] up to which a voxel is no tissue.
+
+    Raises:
+        UserError: so few voxels have no body left.
     """
     if count == 1:
         return scan
     image, body = _binned(scan.image, count), _binned(scan.body, count) >= 0.5
+    if not body.any():
+        raise UserError(
+            f"{scan.name}: too small for bins of {count} x {count} voxels; leave that out of bins."
+        )
     x, y, z = scan.spacing
     spacing = (count * x, count * y, z)
     places, tissue = _places(image, body, spacing, air)

@@ -32,6 +32,7 @@ from mood_train.seeds import generator
 CROP_DRAWS = 8  # crops looked at for one with enough body
 PLACE_DRAWS = 10  # places looked at for one where enough of the shape lies in the body
 MIN_SHAPE_IN_BODY = 0.5
+FAINTEST = 0.01  # mean change of intensity over an anomaly's voxels
 SAME_SPACING = 1e-3  # of a voxel; closer grids are taken for one
 
 
@@ -88,7 +89,12 @@ class AnomalyGenerator:
         self._window = patches.window
         self._crop_side = round(self._window * patches.margin)
         self._side = round(anomalies.max_size * self._window)
-        self._bank = MemoryBank(self._scans, anomalies.bank_size, config.seed)
+        # what was averaged and what was not differ in noise, which would tell foreign patches: a bank each
+        self._bank_scans = len(scans)
+        self._banks = [
+            MemoryBank(self._scans[first : first + len(scans)], anomalies.bank_size, config.seed)
+            for first in range(0, len(self._scans), len(scans))
+        ]
         self._augmentation = Augmentation(patches.window, config.place)
 
     def sample(self, number: int) -> Sample:
@@ -112,7 +118,10 @@ class AnomalyGenerator:
                 poisson = rng.random() < anomalies.poisson_share
                 alpha, spot = self._place(crop, poisson, rng)
                 patch = self._texture(number, crop, crop.normal[spot], rng)
-                image[spot] = (blend_poisson if poisson else blend_linear)(image[spot], patch, alpha)
+                blended = (blend_poisson if poisson else blend_linear)(image[spot], patch, alpha)
+                if _mean_change(image[spot], blended, alpha) < FAINTEST:
+                    continue  # air in place of air is nothing to be found
+                image[spot] = blended
                 label[spot] = np.maximum(label[spot], alpha)
                 foreign[spot] = np.where(alpha > 0, patch, foreign[spot])
         crops = self._to_working_grid([image, label, crop.normal, foreign][:parts], crop, rng)
@@ -183,11 +192,12 @@ class AnomalyGenerator:
         if source >= 1 - anomalies.own_share:
             return change_own(own, self._config.edges, rng, scan.spacing)
         if source < anomalies.other_share:
-            patch = self._bank.draw(number, scan.subject, side, rng)
+            bank = self._banks[crop.index // self._bank_scans]
+            patch = bank.draw(number, scan.subject, side, rng)
         else:
             patch = same_scan_patch(scan, crop.index, crop.centre, side, rng)
         # of another scanner: on this one's voxels
-        array = stretch(patch.array, self._scans[patch.scan].spacing, scan.spacing)
+        array = stretch(patch.array, patch.spacing, scan.spacing)
         middle = np.array(array.shape) // 2
         return cut_to_edge(augment_texture(array, rng, scan.spacing), middle, own.shape)
 
@@ -223,6 +233,10 @@ class AnomalyGenerator:
             return np.ones_like(body)
         # augmentation keeps zeros, so in skull-stripped MR the image itself is the sharper mask
         return body if self._config.place.body_is_filled else normal > self._config.place.body_above
+
+
+def _mean_change(before: Array3D, after: Array3D, alpha: Array3D) -> float:
+    return float(np.abs(after - before).sum() / max(1, int((alpha > 0).sum())))
 
 
 def _is_same(own: float, step: float) -> bool:

@@ -26,10 +26,12 @@ class ForeignPatch:
     Attributes:
         array: (X, Y, Z) float32 in [0,1].
         scan: index of the scan it was cut from.
+        spacing: of that scan's voxels, in mm.
     """
 
     array: Array3D
     scan: int
+    spacing: Spacing
 
 
 class MemoryBank:
@@ -48,7 +50,8 @@ class MemoryBank:
         rng = self._generator(number)
         index = int(rng.integers(len(self._scans)))
         scan = self._scans[index]
-        return ForeignPatch(cut(scan.image, draw_tissue(scan, rng), voxels(side, scan.spacing)), index)
+        array = cut(scan.image, draw_tissue(scan, rng), voxels(side, scan.spacing))
+        return ForeignPatch(array, index, scan.spacing)
 
     def draw(self, image_number: int, subject: str, side: float, rng: np.random.Generator) -> ForeignPatch:
         """A random patch of ``side`` mm as image ``image_number`` finds it, never of the given subject.
@@ -96,7 +99,7 @@ def same_scan_patch(
             break
     array = cut(scan.image, best, voxels(side, scan.spacing))
     axes = tuple(int(axis) for axis in np.flatnonzero(rng.random(3) < 0.5))
-    return ForeignPatch(np.flip(array, axes).copy(), index)
+    return ForeignPatch(np.flip(array, axes).copy(), index, scan.spacing)
 
 
 _AUGMENT = Compose(

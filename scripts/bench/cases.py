@@ -99,6 +99,6 @@ def make_weights(folder: Path, region: Region, members: int, preset: str) -> Non
     manifest = manifest.with_members(tuple(made))
     if preset == "reference":
         network = NetworkConfig(widths=REFERENCE_WIDTHS)
-        changes = {"network": network, "window": REFERENCE_WINDOW, "spacing": 1.0}
+        changes = {"network": network, "window": REFERENCE_WINDOW, "spacing": 1.0, "upsample": True}
         manifest = manifest.model_copy(update=changes)
     write_manifest(target, manifest)

@@ -58,6 +58,21 @@ def test_left_is_left_and_the_planes_meet_at_the_peak() -> None:
     assert rows.size > 0
 
 
+def test_millimetres_are_as_long_along_every_axis() -> None:
+    """A ball in mm is round in every plane, however long the voxels are."""
+    steps = (1.0, 1.5, 5.0)
+    x, y, z = np.meshgrid(*((np.arange(n) - n // 2) * s for n, s in zip((60, 40, 12), steps, strict=True)))
+    ball = 0.999 * (x**2 + y**2 + z**2 < 18**2).transpose(1, 0, 2).astype(np.float32)
+    ball[30, 20, 6] = 1  # planes through its middle
+    grid = Grid((60, 40, 12), np.diag([*steps, 1.0]))
+    picture = pixels(draw(np.zeros_like(ball), ball, grid, "case", 1.0, crosshair=False))
+    heat = np.array(colormaps["inferno"](1.0)[:3]) * 255
+    hot = np.abs(picture - heat).max(axis=-1) <= 3
+    for low, high in ((0, 400), (400, 800), (800, 1150)):
+        rows, columns = np.nonzero(hot[:, low:high])
+        assert np.ptp(rows) / np.ptp(columns) == pytest.approx(1, abs=0.2)  # a slice is 5 mm, the ball 36
+
+
 def test_the_crosshair_can_be_left_away() -> None:
     def cyan(picture: np.ndarray) -> int:
         return int(((picture[..., 1] > 120) & (picture[..., 2] > 120) & (picture[..., 0] < 60)).sum())

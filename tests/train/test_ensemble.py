@@ -49,7 +49,8 @@ def test_the_papers_members_are_ten_from_scratch() -> None:
 
 
 def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset: Preset) -> None:
-    jobs = plan_ensemble(_recipe(tiny_preset, smooth_from_hard=True), Region.BRAIN, 0, 2)
+    recipe = _recipe(tiny_preset, smooth_from_hard=True, member_max_lr=2e-4)
+    jobs = plan_ensemble(recipe, Region.BRAIN, 0, 2)
     starts = {job.name: job.start for job in jobs}
     assert list(starts.items()) == [
         ("base-hard", None),
@@ -62,7 +63,7 @@ def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset:
     assert base.fold is None and base.preset.optimiser == tiny_preset.optimiser.model_copy(
         update={"steps": 2}
     )
-    assert smooth.preset.optimiser.max_lr == 1e-3 and smooth.started_from == "fold0-hard/checkpoint.pt"
+    assert smooth.preset.optimiser.max_lr == 2e-4 and smooth.started_from == "fold0-hard/checkpoint.pt"
     assert len({job.config.seed for job in jobs}) == len(jobs)
     assert hard.preset.anomalies == tiny_preset.anomalies
     given = Path("/somewhere/brain/member.safetensors")
@@ -74,7 +75,7 @@ def test_a_base_comes_first_and_smooth_members_start_from_hard_ones(tiny_preset:
 
 
 def test_members_start_from_bases_or_from_what_takes_their_place(tiny_preset: Preset) -> None:
-    recipe = _recipe(tiny_preset, smooth_base_steps=3)
+    recipe = _recipe(tiny_preset, smooth_base_steps=3, member_max_lr=2e-4)
     jobs = plan_ensemble(recipe, Region.BRAIN, 0, 1)
     bases = [Path(name) / CHECKPOINT_NAME for name in ("base-hard", "base-smooth")]
     assert [(job.name, job.start, job.is_member) for job in jobs] == [
@@ -84,7 +85,7 @@ def test_members_start_from_bases_or_from_what_takes_their_place(tiny_preset: Pr
         ("fold0-smooth", bases[1], True),
     ]
     rates = [job.config.preset.optimiser.max_lr for job in jobs]
-    assert rates == [tiny_preset.optimiser.max_lr] * 2 + [1e-3] * 2
+    assert rates == [tiny_preset.optimiser.max_lr] * 2 + [2e-4] * 2
     given = [Path(f"/somewhere/brain/{edges}.safetensors") for edges in ("hard", "smooth")]
     jobs = plan_ensemble(recipe, Region.BRAIN, 0, 1, *given)
     assert [(job.name, job.start) for job in jobs] == [("fold0-hard", given[0]), ("fold0-smooth", given[1])]
@@ -144,7 +145,9 @@ def test_only_a_base_of_all_folds_may_start_another_fold(
 def test_an_exported_member_may_start_another(
     tiny_preset: Preset, material: Material, tmp_path: Path
 ) -> None:
-    jobs = plan_ensemble(_recipe(tiny_preset, base_steps=0), Region.BRAIN, 0, 1)
+    place = tiny_preset.regions[Region.BRAIN].model_copy(update={"upsample": False, "smoothing": 3.0})
+    preset = tiny_preset.model_copy(update={"regions": tiny_preset.regions | {Region.BRAIN: place}})
+    jobs = plan_ensemble(_recipe(preset, base_steps=0), Region.BRAIN, 0, 1)
     runs = tmp_path / "runs"
     train_ensemble(
         jobs[:1],
@@ -156,6 +159,8 @@ def test_an_exported_member_may_start_another(
         print,
     )
     member = tmp_path / "weights" / "brain" / "tiny-fold0-hard.safetensors"
+    manifest = read_manifest(member.parent)
+    assert (manifest.spacing, manifest.upsample, manifest.smoothing) == (place.spacing, False, 3.0)
     start = read_start(member, jobs[1].config)
     trained = read_start(runs / "fold0-hard" / CHECKPOINT_NAME, jobs[1].config)
     assert (start.fold, start.steps) == (trained.fold, trained.steps) == (0, 1)

@@ -338,6 +338,39 @@ def test_voxels_longer_than_the_working_grids_may_stay_as_they_are(tiny_run: Run
         assert set(np.unique(sample.label)) <= {0.0, 1.0}
 
 
+def test_what_changes_nothing_is_no_anomaly(tiny_run: RunConfig) -> None:
+    """A body full of air, as a colon may be: darker, turned or zoomed it is what it was."""
+    body = np.ones((96, 96, 96), bool)
+    scans = [cached(f"sub-{n}", np.zeros(body.shape, np.float32), body, (1.0, 1.0, 1.0)) for n in range(2)]
+    run = _with(tiny_run, own_share=1.0, other_share=0.0).model_copy(update={"region": Region.ABDOM})
+    generator, labelled = AnomalyGenerator(scans, _in_place(run)), 0
+    for number in range(40):
+        sample = generator.sample(number)
+        assert sample.label.any() == (sample.image != sample.normal).any()
+        labelled += bool(sample.label.any())
+    assert 5 < labelled < 35  # brighter or noisy air is one
+
+
+def test_a_patch_is_binned_as_the_image_is(tiny_run: RunConfig) -> None:
+    """Averages of 3 x 3 voxels of noise spread a third as far, in the image as in what is blended into it."""
+    scans = [_noise_scan(f"sub-{n}", n, (1.0, 1.0, 1.0)) for n in range(2)]
+    hard = tiny_run.model_copy(update={"edges": "hard"})
+    run = _in_place(_with(hard, max_count=1, alpha_min=1.0), upsample=False, bins=(1, 3))
+    generator, spread = AnomalyGenerator(scans, run), 0.6 / 12**0.5
+    seen = set()
+    for number in range(24):
+        sample = generator.sample(number)
+        inside = sample.label > 0
+        if inside.sum() < 300:
+            continue
+        deviations = np.std(sample.normal[sample.normal > 0]), np.std(sample.foreign[inside])
+        known = 1 if deviations[0] > spread / 2 else 3
+        seen.add(known)
+        if deviations[1] < 0.1 + spread:  # neither shifted nor noisy
+            assert deviations[1] == pytest.approx(spread / known, rel=0.5)
+    assert seen == {1, 3}
+
+
 def test_bins_average_within_slices(tiny_run: RunConfig) -> None:
     scan = _noise_scan("sub-0", 0, (1.0, 1.5, 3.0))
     image = scan.image.astype(np.float64)[:-1]  # an odd number of voxels: the last is dropped
