@@ -9,6 +9,7 @@ from monai.transforms import (
     RandFlip,
     RandGaussianNoise,
     RandGaussianSmooth,
+    RandHistogramShift,
     RandRotate,
     RandRotate90,
     RandScaleIntensity,
@@ -21,6 +22,7 @@ from mood_train.config import RegionConfig
 from mood_train.seeds import seed_transform
 
 GAIN_RATE = 0.3
+CURVE_POINTS = 10
 
 
 class Augmentation:
@@ -53,6 +55,7 @@ class Augmentation:
                 RandBiasField(prob=rate, coeff_range=(-0.3, 0.3)),
                 RandGaussianSmooth(prob=rate),
                 RandAdjustContrast(prob=rate, gamma=(0.5, 1.5)),
+                RandHistogramShift(num_control_points=CURVE_POINTS, prob=place.curve_rate),
                 RandScaleIntensity(factors=place.gain, prob=GAIN_RATE),
             ]
         )

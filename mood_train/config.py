@@ -41,6 +41,8 @@ class RegionConfig(_Section):
         zoom: largest zoom of a normal patch, in or out, less 1: few scans are few sizes of patients.
         intensity_rate: odds of each change of intensity of a normal patch: noise, bias field, blur, contrast.
         noise: standard deviation of that noise, at most.
+        curve_rate: odds that the intensities of a normal patch go through a random rising curve, as contrast
+            agents brighten some tissues more than others.
         smoothing: of the maps at inference, sigma of a Gaussian in mm.
     """
 
@@ -56,6 +58,7 @@ class RegionConfig(_Section):
     zoom: float = Field(default=0.1, ge=0, lt=1)
     intensity_rate: float = Field(default=0.1, ge=0, le=1)
     noise: float = Field(default=0.01, ge=0, lt=1)
+    curve_rate: float = Field(default=0.0, ge=0, le=1)
     smoothing: float = Field(default=0.0, ge=0)
 
 

@@ -220,6 +220,19 @@ def test_noise_is_as_rare_and_as_strong_as_the_region_says() -> None:
     assert 0 < max(steps) < 0.2 * 2**0.5
 
 
+def test_a_curve_keeps_the_order_of_intensities_and_their_ends() -> None:
+    image = np.random.default_rng(0).random((20, 20, 20), dtype=np.float32)
+    order = np.argsort(image, axis=None)
+    augmentation = Augmentation(16, _place(intensity_rate=0.0, curve_rate=1.0))
+    largest = []
+    for seed in range(20):
+        patch = augmentation.intensity(image, np.random.default_rng(seed))
+        assert (np.diff(patch.ravel()[order]) >= 0).all()
+        assert abs(patch.min() - image.min()) < 1e-6 and abs(patch.max() - image.max()) < 1e-6
+        largest.append(float(np.abs(patch - image).max()))
+    assert min(largest) > 0.02 and max(largest) > 0.1
+
+
 def test_patches_are_moved_as_often_and_zoomed_as_far_as_the_region_says() -> None:
     line = np.arange(40) - 19.5
     ball = (np.add.outer(np.add.outer(line**2, line**2), line**2) < 10**2).astype(np.float32)
