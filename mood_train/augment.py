@@ -71,6 +71,8 @@ class Augmentation:
             The same shape, float32 in [0,1]; voxels that were exactly 0 stay 0.
         """
         seed_transform(self._intensity, rng)
+        if not image.any():
+            return image  # zeros stay, and MONAI would warn
         patch = np.asarray(self._intensity(image[None]), dtype=np.float32)[0]
         return np.clip(np.where(image == 0, 0, patch), 0, 1)
 

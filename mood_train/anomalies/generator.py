@@ -82,7 +82,6 @@ class AnomalyGenerator:
             UserError: patches of other subjects are wanted and there is only one subject.
         """
         self._config = config
-        self._scans = [binned(scan, n, config.place.body_above) for n in config.place.bins for scan in scans]
         anomalies, patches = config.preset.anomalies, config.preset.patches
         if anomalies.other_share > 0 and len({scan.subject for scan in scans}) < 2:
             raise UserError(SINGLE_SUBJECT)
@@ -90,11 +89,12 @@ class AnomalyGenerator:
         self._crop_side = round(self._window * patches.margin)
         self._side = round(anomalies.max_size * self._window)
         # what was averaged and what was not differ in noise, which would tell foreign patches: a bank each
-        self._bank_scans = len(scans)
-        self._banks = [
-            MemoryBank(self._scans[first : first + len(scans)], anomalies.bank_size, config.seed)
-            for first in range(0, len(self._scans), len(scans))
-        ]
+        self._scans: list[CachedScan] = []
+        self._banks: list[MemoryBank] = []  # of each of the scans
+        for n in config.place.bins:
+            shown = [binned(scan, n, config.place.body_above) for scan in scans]
+            self._scans += shown
+            self._banks += [MemoryBank(shown, anomalies.bank_size, config.seed)] * len(shown)
         self._augmentation = Augmentation(patches.window, config.place)
 
     def sample(self, number: int) -> Sample:
@@ -192,8 +192,7 @@ class AnomalyGenerator:
         if source >= 1 - anomalies.own_share:
             return change_own(own, self._config.edges, rng, scan.spacing)
         if source < anomalies.other_share:
-            bank = self._banks[crop.index // self._bank_scans]
-            patch = bank.draw(number, scan.subject, side, rng)
+            patch = self._banks[crop.index].draw(number, scan.subject, side, rng)
         else:
             patch = same_scan_patch(scan, crop.index, crop.centre, side, rng)
         # of another scanner: on this one's voxels
