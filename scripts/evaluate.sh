@@ -6,12 +6,11 @@
 set -eu
 region=${1:?brain or abdom}
 data=$(cd -- "${2:?folder with brain/, abdom/ and split.json}" && pwd)
-out=${3:-evaluation}
+out=$(mkdir -p "${3:-evaluation}" && cd -- "${3:-evaluation}" && pwd)
 shift 2
 [ $# -gt 0 ] && shift
 cd -- "$(dirname -- "$0")/.."
 scripts/setup.sh eval
-mkdir -p "$out"
 exec .venv/bin/mood-eval members "$data/$region" --region "$region" \
     --split "$data/split.json" --part set_aside --seed 0 \
     --markdown "$out/$region.md" --json "$out/$region.json" "$@"
