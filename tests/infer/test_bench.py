@@ -66,14 +66,20 @@ def test_members_are_as_many_as_asked_for(tmp_path: Path) -> None:
     assert manifest.window == 160 and manifest.network.widths == cases.REFERENCE_WIDTHS
 
 
+@pytest.mark.parametrize("upsample", [True, False])
 def test_the_peer_makes_the_same_map(
+    upsample: bool,
     make_weights: Callable[..., Path],
     make_scan: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weights = make_weights(tmp_path / "weights")
+    """On a cubic grid, and on one that keeps the scan's long voxels along one axis."""
+    weights = make_weights(tmp_path / "weights", upsample=upsample)
     scan = make_scan(tmp_path / "scan.nii.gz", (64, 60, 50))
+    if not upsample:
+        image = nib.load(scan)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1.0, 1.5, 2.5, 1.0])), scan)
     monkeypatch.setattr(sys, "argv", ["peer.py", str(scan), str(tmp_path / "out"), str(weights / "brain")])
     peer.main()
     theirs = nib.load(tmp_path / "out" / "scan.nii.gz")

@@ -56,6 +56,10 @@ def test_needed_bytes_by_hand(weights: Path) -> None:
     ensemble = PARAMETER_BYTES * len(manifest.members) * parameters
     features = FEATURE_BYTES * manifest.window**3 * manifest.network.widths[0]
     assert needed_bytes(grid, manifest) == BASE_BYTES + ensemble + features + voxels
+    kept = manifest.model_copy(update={"spacing": 1.5, "upsample": False})
+    # 2 x 2 mm stay, 30 mm of 1 mm become 20 of 1.5
+    voxels = SCAN_BYTES * 10 * 20 * 31 + WORKING_BYTES * 10 * 20 * 21
+    assert needed_bytes(grid, kept) == BASE_BYTES + ensemble + features + voxels
 
 
 def test_the_paper_s_network_is_counted_without_making_it() -> None:

@@ -132,6 +132,22 @@ def test_maps_are_smoothed_by_millimetres_on_their_own_grid(
     assert np.array_equal(maps[3.0].working[outside], plain[outside])  # nothing leaks over the box's rim
 
 
+@pytest.mark.parametrize(("upsample", "length", "told"), [(True, 3.0, "1 mm"), (False, 6.5, "up to 6 mm")])
+def test_voxels_longer_than_the_networks_know_are_told(
+    upsample: bool, length: float, told: str, make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    predictor = Predictor.load(Region.BRAIN, make_weights(tmp_path, upsample=upsample), "cpu")
+    array = np.random.default_rng(0).random((24, 24, 8), np.float32)
+
+    def warnings(step: float) -> tuple[str, ...]:
+        return predictor.predict(Volume(array, np.diag([1.0, 1.0, step, 1.0]), nib.Nifti1Header())).warnings
+
+    assert any(
+        f"voxels are up to {length:g} mm long, the networks know {told}" in text for text in warnings(length)
+    )
+    assert not any("mm long" in text for text in warnings(length * 0.6))
+
+
 def test_reduced_precision_is_close(weights: Path, scan: Volume) -> None:
     exact = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32").predict(scan).working
     default = Predictor.load(Region.BRAIN, weights, "cpu").predict(scan).working
