@@ -6,7 +6,9 @@
 set -eu
 region=${1:?brain or abdom}
 data=$(cd -- "${2:?folder with brain/, abdom/ and split.json}" && pwd)
-out=$(mkdir -p "${3:-evaluation}" && cd -- "${3:-evaluation}" && pwd)
+out=${3:-evaluation}
+mkdir -p "$out"
+out=$(cd -- "$out" && pwd)
 shift 2
 [ $# -gt 0 ] && shift
 cd -- "$(dirname -- "$0")/.."

@@ -59,12 +59,17 @@ def weights(make_weights: WeightsMaker, tmp_path_factory: pytest.TempPathFactory
 def make_scan() -> ScanMaker:
     """A function that writes a scan: a bright ellipsoid with texture in black air, in [0,1]."""
 
-    def make(path: Path, shape: tuple[int, int, int] = (40, 36, 30), seed: int = 0) -> Path:
+    def make(
+        path: Path,
+        shape: tuple[int, int, int] = (40, 36, 30),
+        seed: int = 0,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> Path:
         random = np.random.default_rng(seed)
         place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
         array = np.where((place**2).sum(axis=0) < 0.8, random.uniform(0.3, 0.7, shape), 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0])), path)
+        nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([*spacing, 1.0])), path)
         return path
 
     return make

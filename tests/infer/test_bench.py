@@ -76,10 +76,8 @@ def test_the_peer_makes_the_same_map(
 ) -> None:
     """On a cubic grid, and on one that keeps the scan's long voxels along one axis."""
     weights = make_weights(tmp_path / "weights", upsample=upsample)
-    scan = make_scan(tmp_path / "scan.nii.gz", (64, 60, 50))
-    if not upsample:
-        image = nib.load(scan)
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1.0, 1.5, 2.5, 1.0])), scan)
+    spacing = (1.0, 1.0, 1.0) if upsample else (1.0, 1.5, 2.5)
+    scan = make_scan(tmp_path / "scan.nii.gz", (64, 60, 50), spacing=spacing)
     monkeypatch.setattr(sys, "argv", ["peer.py", str(scan), str(tmp_path / "out"), str(weights / "brain")])
     peer.main()
     theirs = nib.load(tmp_path / "out" / "scan.nii.gz")
