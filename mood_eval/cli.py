@@ -115,6 +115,9 @@ def main() -> NoReturn:
     except UserError as error:
         _console().print(str(error))
         sys.exit(EXIT_USAGE)
+    except ModuleNotFoundError as error:
+        _console().print(f"{error.name} is missing; install it: {INSTALL}.")
+        sys.exit(EXIT_USAGE)
     sys.exit(0)
 
 
@@ -320,12 +323,9 @@ def ablation(
     """
     import torch
 
-    try:
-        from mood_eval.ablation import Bench, RowResult, StoppedError, read_plan, run_ablation
-        from mood_eval.ablation_report import draw_figure, render_table
-        from mood_train.run import Material, stop_on_signal
-    except ImportError as error:
-        raise UserError(f"{error.name} is missing; install what training needs: {INSTALL}.") from error
+    from mood_eval.ablation import Bench, RowResult, StoppedError, read_plan, run_ablation
+    from mood_eval.ablation_report import draw_figure, render_table
+    from mood_train.run import Material, stop_on_signal
 
     torch.set_num_threads(threads)
     plan = read_plan(config)

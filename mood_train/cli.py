@@ -30,6 +30,7 @@ DataName = Annotated[str, typer.Option(help="Name of the training data, for the 
 Licence = Annotated[str, typer.Option(help="Of the training data, for the manifest.")]
 
 EXIT_STOPPED = 75
+INSTALL = "scripts/setup.sh train"
 
 
 @app.command()
@@ -218,6 +219,9 @@ def main() -> None:
         app()
     except UserError as error:
         typer.echo(f"mood-train: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        typer.echo(f"mood-train: {error.name} is missing; install it: {INSTALL}.", err=True)
         sys.exit(2)
 
 

@@ -252,9 +252,7 @@ def test_what_training_needs_is_named_where_it_is_missing(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert (
-        "mood_train.run is missing; install what training needs: scripts/setup.sh" in capsys.readouterr().err
-    )
+    assert "mood_train.run is missing; install it: scripts/setup.sh train,eval." in capsys.readouterr().err
 
 
 def _result(start: float) -> RowResult:
