@@ -95,19 +95,3 @@ def test_script_called_directly(image: Image, weights: Path, make_folder: Callab
     script = "/workspace/run_sample_brain.sh"
     image.run(script, "/mnt/data", "/mnt/pred", mounts=mounts, options=HARD, check=True)
     assert 0 <= float((output / f"{NAME}.txt").read_text().splitlines()[0]) <= 1
-
-
-def test_several_processes_share_a_folder(
-    image: Image, weights: Path, make_folder: Callable[[], Path], runs: dict[str, Run]
-) -> None:
-    data, output = make_folder(), make_folder()
-    for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz"):
-        save(data / name, body().astype(np.float32))
-    mounts = [f"{data}:/mnt/data:ro", f"{output}:/mnt/pred", f"{weights}:/weights:ro"]
-    launch = ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "mood_infer", "predict"]
-    options = ["--region", "brain", "--mode", "pixel", "--weights", "/weights"]
-    image.run(*launch, "/mnt/data", "/mnt/pred", *options, mounts=mounts, options=HARD, check=True)
-    assert names(output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-    expected = nib.load(runs["as the challenge"].output / NAME).get_fdata(dtype=np.float32)
-    for name in names(output):
-        np.testing.assert_array_equal(nib.load(output / name).get_fdata(dtype=np.float32), expected)
