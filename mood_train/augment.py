@@ -121,10 +121,12 @@ def shade_organ(image: Array3D, rng: np.random.Generator) -> Array3D:
     for _ in range(ORGAN_DRAWS):
         place = np.unravel_index(tissue[rng.integers(len(tissue))], image.shape)
         difference, tolerance = np.abs(smooth - smooth[place]), rng.uniform(*ORGAN_TOLERANCE)
-        region, larger = (_around(place, difference < reach * tolerance) for reach in (1, ORGAN_REACH))
+        region = _around(place, difference < tolerance)
         count = np.count_nonzero(region)
-        has_borders = np.count_nonzero(larger) < ORGAN_GROWTH * count
-        if has_borders and ORGAN_VOXELS <= count <= ORGAN_SHARE * image.size:
+        if not ORGAN_VOXELS <= count <= ORGAN_SHARE * image.size:
+            continue
+        larger = _around(place, difference < ORGAN_REACH * tolerance)
+        if np.count_nonzero(larger) < ORGAN_GROWTH * count:  # it has borders
             change = rng.uniform(*ORGAN_CHANGE) * rng.choice([-1, 1])
             whole = ndimage.binary_erosion(ndimage.binary_dilation(region), border_value=1)
             return image + np.float32(change) * ndimage.gaussian_filter(whole.astype(np.float32), 0.7)
