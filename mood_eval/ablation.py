@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from mood_eval.average_precision import average_precision, merge
 from mood_eval.baselines import BASELINES, Baselines
-from mood_eval.members import Remembering
+from mood_eval.members import Remembering, mean_of_maps
 from mood_eval.split import training_scans
 from mood_eval.summary import Judged, Summary, summarise
-from mood_eval.table import Score, judge_cases
-from mood_eval.validation_set import Case, Index, Recipe
+from mood_eval.table import Score, Scored, judge_cases
+from mood_eval.validation_set import Case, Index, Made, Recipe
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.predictor import Device
@@ -86,7 +86,7 @@ class Plan(_Section):
     """
 
     preset: str
-    steps: int = Field(default=1200, gt=0)
+    steps: int = Field(default=1000, gt=0)
     seed: int = 0
     fold: int = Field(default=0, ge=0)
     anomalies: dict[str, Any] = {}
@@ -178,31 +178,53 @@ def run_ablation(
     report: Callable[[str], None],
     done: Callable[[dict[str, RowResult]], None],
 ) -> None:
-    """Train and judge the rows that have no numbers yet, one after another.
+    """Train and judge the rows that have no numbers yet; those that share networks in one pass.
 
     Args:
         plan: the rows.
         bench: what they are trained and judged on.
         stop: asked before each step and each case whether to leave off.
         report: is told one line a training and a case.
-        done: is given the results so far whenever there is one more, in the order of the plan.
+        done: is given the results so far whenever there are more, in the order of the plan.
 
     Raises:
         UserError: something does not fit, or numbers there were made from other settings or scans.
         StoppedError: it was asked to leave off.
     """
     configs = run_configs(plan, bench.recipe.region)
-    results: dict[str, RowResult] = {}
-    for name, row in plan.rows.items():
-        path = bench.out / "rows" / f"{name}.json"
-        made_from = _digest(plan, row, [configs[part] for part in _networks(name, row)], bench)
-        if path.exists():
-            results[name] = _read_result(path, made_from)
-        else:
-            score = _scorer(name, row, configs, plan, bench, stop, report)
-            results[name] = _judge(name, made_from, score, bench, stop, report)
-            _write_result(path, results[name])
+    files = {name: bench.out / "rows" / f"{name}.json" for name in plan.rows}
+    made_from = {
+        name: _digest(plan, row, [configs[part] for part in _networks(name, row)], bench)
+        for name, row in plan.rows.items()
+    }
+    results = {name: _read_result(path, made_from[name]) for name, path in files.items() if path.exists()}
+    if results:
         done(results)
+    for names in _share_maps(plan, [name for name in plan.rows if name not in results]):
+        rows = {name: plan.rows[name] for name in names}
+        score = _scorer(rows, configs, plan, bench, stop, report)
+        for name, (unsmoothed, summary) in _judge(names, score, bench, stop, report).items():
+            results[name] = RowResult(made_from=made_from[name], unsmoothed_ap=unsmoothed, summary=summary)
+            _write_result(files[name], results[name])
+        done({name: results[name] for name in plan.rows if name in results})
+
+
+def _share_maps(plan: Plan, names: Sequence[str]) -> list[list[str]]:
+    """Rows that are judged in one pass over the cases: those with networks in common, and all baselines."""
+
+    def related(one: str, other: str) -> bool:
+        first, second = plan.rows[one], plan.rows[other]
+        if first.baseline is not None or second.baseline is not None:
+            return first.baseline is not None and second.baseline is not None
+        common = set(_networks(one, first)) & set(_networks(other, second))
+        return first.overlap == second.overlap and bool(common)
+
+    groups: list[list[str]] = []
+    for name in names:
+        joined = [group for group in groups if any(related(name, other) for other in group)]
+        groups = [group for group in groups if group not in joined]
+        groups.append([other for group in joined for other in group] + [name])
+    return groups
 
 
 def _networks(name: str, row: Row) -> tuple[str, ...]:
@@ -239,18 +261,15 @@ def _write_result(path: Path, result: RowResult) -> None:
 
 
 def _judge(
-    name: str, made_from: str, score: Score, bench: Bench, stop: Stop, report: Callable[[str], None]
-) -> RowResult:
+    names: Sequence[str], score: Score, bench: Bench, stop: Stop, report: Callable[[str], None]
+) -> dict[str, tuple[float | None, Summary]]:
     def before(case: Case, at: int, of: int) -> None:
         if stop():
             raise StoppedError
-        report(f"{name}: {at}/{of} {case.kind} in {case.source}")
+        report(f"{', '.join(names)}: {at}/{of} {case.kind} in {case.source}")
 
     index, judged = judge_cases(bench.judged, bench.recipe, score, before, objects=False)
-    own = judged[name]
-    return RowResult(
-        made_from=made_from, unsmoothed_ap=unsmoothed_ap(own, index), summary=summarise(own, index)
-    )
+    return {name: (unsmoothed_ap(own, index), summarise(own, index)) for name, own in judged.items()}
 
 
 def unsmoothed_ap(judged: Sequence[Judged], index: Index) -> float | None:
@@ -266,26 +285,40 @@ def unsmoothed_ap(judged: Sequence[Judged], index: Index) -> float | None:
 
 
 def _scorer(
-    name: str,
-    row: Row,
+    rows: dict[str, Row],
     configs: dict[str, RunConfig],
     plan: Plan,
     bench: Bench,
     stop: Stop,
     report: Callable[[str], None],
 ) -> Score:
-    """What makes the maps of a row; networks that it needs and that are not there are trained first."""
+    """What makes the maps of rows that share some; networks they need and that are not there are trained."""
     region = bench.recipe.region
-    if row.baseline is not None:
-        baseline, material = row.baseline, bench.material
-        scans = training_scans(material.paths, material.split, plan.fold)
-        fitted = Baselines.fit(scans, region, [baseline])
-        return lambda made: {name: fitted.score(made)[baseline]}
-    files = [_train(part, configs[part], bench, stop, report).name for part in _networks(name, row)]
-    predictor = Remembering.load(region, bench.out / "weights", bench.device, files)
-    if row.overlap is not None:
-        predictor.place_windows(row.overlap)
-    return lambda made: {name: predictor.score_case(made)}
+    baselines = {name: row.baseline for name, row in rows.items() if row.baseline is not None}
+    if baselines:
+        scans = training_scans(bench.material.paths, bench.material.split, plan.fold)
+        fitted = Baselines.fit(scans, region, list(baselines.values()))
+
+        def score_by_baselines(made: Made) -> dict[str, Scored]:
+            scored = fitted.score(made)
+            return {name: scored[baseline] for name, baseline in baselines.items()}
+
+        return score_by_baselines
+    parts = {name: _networks(name, row) for name, row in rows.items()}
+    networks: dict[str, Remembering] = {}
+    for part in dict.fromkeys(part for names in parts.values() for part in names):
+        file = _train(part, configs[part], bench, stop, report).name
+        networks[part] = Remembering.load(region, bench.out / "weights", bench.device, [file])
+    overlap = next(iter(rows.values())).overlap
+    if overlap is not None:
+        for network in networks.values():
+            network.place_windows(overlap)
+
+    def score(made: Made) -> dict[str, Scored]:
+        scored = {part: network.score_case(made) for part, network in networks.items()}
+        return {name: mean_of_maps([scored[part] for part in own]) for name, own in parts.items()}
+
+    return score
 
 
 def _train(name: str, config: RunConfig, bench: Bench, stop: Stop, report: Callable[[str], None]) -> Path:

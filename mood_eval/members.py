@@ -73,10 +73,11 @@ def _score(
     made: Made, members: Mapping[str, "Remembering"], means: Mapping[str, Sequence[str]]
 ) -> dict[str, Scored]:
     scored = {name: predictor.score_case(made) for name, predictor in members.items()}
-    return scored | {name: _mean([scored[file] for file in files]) for name, files in means.items()}
+    return scored | {name: mean_of_maps([scored[file] for file in files]) for name, files in means.items()}
 
 
-def _mean(scored: Sequence[Scored]) -> Scored:
+def mean_of_maps(scored: Sequence[Scored]) -> Scored:
+    """What an ensemble says of a case whose members say ``scored``, all on one grid."""
     mean: Array3D = np.mean([one.working for one in scored], axis=0, dtype=np.float32)
     return Scored(mean, scored[0].grid, sample_score(mean))
 

@@ -69,12 +69,12 @@ baseline = "mean-scan"
 def test_the_shipped_rows_differ_in_what_they_say_alone() -> None:
     plan = read_plan(SHIPPED)
     configs = run_configs(plan, Region.BRAIN)
-    assert (plan.steps, plan.fold) == (1200, 0) and len(plan.rows) == 17
+    assert (plan.steps, plan.fold) == (1000, 0) and len(plan.rows) == 17
     compact = load_preset("compact")
     for name, config in configs.items():
         common = {"name": compact.name, "anomalies": compact.anomalies, "optimiser": compact.optimiser}
         assert config.preset.model_copy(update=common) == compact
-        assert config.preset.optimiser == compact.optimiser.model_copy(update={"steps": 1200})
+        assert config.preset.optimiser == compact.optimiser.model_copy(update={"steps": 1000})
         assert (config.seed, config.fold, config.preset.name) == (0, 0, name)
     anomalies = {name: config.preset.anomalies for name, config in configs.items()}
     assert all(one.own_share == 0 for one in anomalies.values())
@@ -140,7 +140,8 @@ def _run(bench: Bench, plan: Plan, stop_after: int = 10**6) -> tuple[dict[str, R
     run_ablation(
         plan, bench, lambda: next(asked) >= stop_after, lines.append, lambda rows: seen.append({**rows})
     )
-    assert [len(rows) for rows in seen] == [1, 2, 3, 4, 5]  # whenever there is one more
+    counts = [len(rows) for rows in seen]
+    assert counts == sorted(set(counts)) and counts[-1] == 5  # whenever there are more
     return seen[-1], lines
 
 
@@ -159,7 +160,9 @@ def test_an_ablation_from_end_to_end(bench: Bench) -> None:
     results, lines = _run(bench, plan)
     assert [line for line in lines if line.endswith("training")] == []  # both had been trained before
     assert list(results) == ["both", "hard", "smooth", "sparse", "average"]
-    assert sum(line.startswith("both: 6/6") for line in lines) == 1
+    # networks in common at the same overlap: one pass
+    passes = [line.split(":")[0] for line in lines if ": 6/6 " in line]
+    assert passes == ["both, hard, smooth", "sparse", "average"]
 
     # nothing is redone: not a step and not a case may be asked for, and no file is touched
     stamps = _stamps(bench.out)
