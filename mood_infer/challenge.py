@@ -20,10 +20,11 @@ class Region(StrEnum):
 
 
 class Mode(StrEnum):
-    """What is asked of a scan: a score per voxel, or one score."""
+    """What is asked of a scan: a score per voxel, one score, or (the challenge never does) both at once."""
 
     PIXEL = "pixel"
     SAMPLE = "sample"
+    BOTH = "both"
 
 
 def is_scan(path: Path) -> bool:
@@ -31,9 +32,13 @@ def is_scan(path: Path) -> bool:
     return not path.name.startswith(".") and path.name.endswith(SCAN_SUFFIXES)
 
 
-def output_path(scan: Path, output_folder: Path, mode: Mode) -> Path:
-    """Where the result of a scan goes: ``case.nii.gz`` (pixel) or ``case.nii.gz.txt`` (sample)."""
-    return output_folder / (scan.name if mode is Mode.PIXEL else f"{scan.name}.txt")
+def output_paths(scan: Path, output_folder: Path, mode: Mode) -> dict[Mode, Path]:
+    """Where the results of a scan go: ``case.nii.gz`` (pixel), ``case.nii.gz.txt`` (sample)."""
+    paths = {
+        Mode.PIXEL: output_folder / scan.name,
+        Mode.SAMPLE: output_folder / f"{scan.name}.txt",
+    }
+    return {part: path for part, path in paths.items() if mode in (part, Mode.BOTH)}
 
 
 def find_scans(source: Path) -> list[Path]:
@@ -63,7 +68,7 @@ def prepare_output(scans: Sequence[Path], output: Path, mode: Mode) -> None:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if mode is Mode.PIXEL and any(scan.resolve().parent == output.resolve() for scan in scans):
+        if mode is not Mode.SAMPLE and any(scan.resolve().parent == output.resolve() for scan in scans):
             raise UserError(f"{output}: maps would replace the scans; give another output folder.")
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}; give an output folder that can be made.") from error

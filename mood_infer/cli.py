@@ -86,7 +86,7 @@ def predict(
         Path, typer.Argument(metavar="OUTPUT", help="The folder for the results; made if missing.")
     ],
     region: Annotated[Region, typer.Option(help="What the scans show.")],
-    mode: Annotated[Mode, typer.Option(help="A map of scores, or one score, for each scan.")],
+    mode: Annotated[Mode, typer.Option(help="A map of scores, one score, or both, for each scan.")],
     weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
     ] = None,
@@ -118,7 +118,7 @@ def predict(
         typer.Option(metavar="DIR", help="Also draw the scans done now, and write run.json, here."),
     ] = None,
 ) -> None:
-    """Score scans: for each one a map (pixel) or a text file with one number (sample).
+    """Score scans: for each one a map (pixel), a text file with one number (sample), or both.
 
     One bad file never stops the rest. What is already there, whole and of the same weights, is not redone.
     Under torchrun the processes of one machine share the scans; each prints those it did.

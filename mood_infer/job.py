@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mood_infer import __version__
-from mood_infer.challenge import Mode, output_path
+from mood_infer.challenge import Mode, output_paths
 from mood_infer.errors import ScanError, UserError
 from mood_infer.memory import check_fits
 from mood_infer.predictor import AnomalyMap, Predictor
@@ -88,7 +88,7 @@ class _Passage:
 
     scan: Path
     index: int
-    target: Path
+    targets: dict[Mode, Path]
     state: State | None = None
     seconds: float = 0.0
     volume: Volume | None = None
@@ -155,7 +155,7 @@ class Job:
 
     Attributes:
         predictor: the loaded ensemble.
-        mode: a map or a score for each scan.
+        mode: a map or a score for each scan, or both.
         output: the folder for them; it exists. Nothing is written elsewhere.
         overwrite: make outputs again that are whole and of the same weights.
         report: makes a picture of each scan, if any.
@@ -248,14 +248,15 @@ class Job:
         return outcomes
 
     def _passage(self, scan: Path, index: int) -> _Passage:
-        return _Passage(scan, index, output_path(scan, self.output, self.mode))
+        return _Passage(scan, index, output_paths(scan, self.output, self.mode))
 
     def _read(self, passage: _Passage) -> None:
         with _attempt(passage):
-            if not self.overwrite and self._is_done(passage.scan, passage.target):
+            if not self.overwrite and self._is_done(passage):
                 passage.state = State.SKIPPED
                 return
-            _check_writable(passage.target)
+            for target in passage.targets.values():
+                _check_writable(target)
             if self.max_memory is not None:
                 check_fits(passage.scan, self.predictor.manifest, self.max_memory)
             passage.volume = read_volume(passage.scan)
@@ -272,31 +273,30 @@ class Job:
         if anomalies is not None:
             with _attempt(passage):
                 score = anomalies.sample_score
-                with _naming(passage.target):
-                    self._write_result(passage, anomalies, score)
+                # a later run does not take what the time limit cut short for whole
+                made_by = self.description + ("" if anomalies.complete else " incomplete")
+                for part, target in passage.targets.items():
+                    with _naming(target):
+                        if part is Mode.PIXEL:
+                            write_map(target, anomalies.scores, passage.header, made_by)
+                        else:
+                            _write_score(target, score, made_by)
                 passage.warnings = anomalies.warnings + self._picture(passage.scan, anomalies)
                 passage.sample_score, passage.members = score, anomalies.members
                 passage.normal_below = anomalies.normal_below
                 passage.state = State.DONE
 
-    def _is_done(self, scan: Path, target: Path) -> bool:
-        """Whether the output is whole, newer than the scan, and of the same weights and software."""
+    def _is_done(self, passage: _Passage) -> bool:
+        """Whether all outputs are whole, newer than the scan, and of the same weights and software."""
+        scan, whole = passage.scan, {Mode.PIXEL: _whole_map, Mode.SAMPLE: _whole_score}
         try:
-            if target.stat().st_mtime_ns <= scan.stat().st_mtime_ns:
-                return False
-            whole = _whole_map if self.mode is Mode.PIXEL else _whole_score
-            return whole(scan, target, self.description)
-        except Exception:  # anything odd about either file: the way through prediction says what it is
+            made = scan.stat().st_mtime_ns
+            return all(
+                target.stat().st_mtime_ns > made and whole[part](scan, target, self.description)
+                for part, target in passage.targets.items()
+            )
+        except Exception:  # anything odd about one of the files: the way through prediction says what it is
             return False
-
-    def _write_result(self, passage: _Passage, anomalies: AnomalyMap, score: float) -> None:
-        # a later run does not take what the time limit cut short for whole
-        made_by = self.description + ("" if anomalies.complete else " incomplete")
-        if self.mode is Mode.PIXEL:
-            write_map(passage.target, anomalies.scores, passage.header, made_by)
-        else:
-            text = f"{score:.9g}\n{made_by}\n"
-            write_atomically(passage.target, lambda partial: _write_text(partial, text))
 
     def _picture(self, scan: Path, anomalies: AnomalyMap) -> tuple[str, ...]:
         if self.report is None:
@@ -386,6 +386,11 @@ def _naming(target: Path) -> Iterator[None]:
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
         raise ScanError(target, problem, "make room there or give another output folder") from error
+
+
+def _write_score(target: Path, score: float, made_by: str) -> None:
+    text = f"{score:.9g}\n{made_by}\n"
+    write_atomically(target, lambda partial: _write_text(partial, text))
 
 
 def _write_text(path: Path, text: str) -> None:

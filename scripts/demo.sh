@@ -5,15 +5,14 @@ cd -- "$(dirname -- "$0")/.."
 scripts/setup.sh demo
 out=demo-output
 for region in brain abdom; do
-    .venv/bin/mood-infer predict "samples/$region" "$out/$region/pixel" --region "$region" --mode pixel \
+    .venv/bin/mood-infer predict "samples/$region" "$out/$region" --region "$region" --mode both \
         --report "$out/$region/pictures"
-    .venv/bin/mood-infer predict "samples/$region" "$out/$region/sample" --region "$region" --mode sample
 done
 printf '\n%-8s %-32s %12s   %s\n' region scan 'sample score' picture
-for score in "$out"/*/sample/*.txt; do
+for score in "$out"/*/*.txt; do
     scan=$(basename "$score" .txt)
-    region=$(basename "$(dirname "$(dirname "$score")")")
-    printf '%-8s %-32s %12.4f   %s\n' "$region" "$scan" "$(head -n 1 "$score")" "$out/$region/pictures/$scan.png"
+    folder=$(dirname "$score")
+    printf '%-8s %-32s %12.4f   %s\n' "$(basename "$folder")" "$scan" "$(head -n 1 "$score")" "$folder/pictures/$scan.png"
 done
 echo
-echo "A planted anomaly is in each scan named -planted; its label is in samples/labels/. Maps: $out/*/pixel/"
+echo "A planted anomaly is in each scan named -planted; its label is in samples/labels/. Maps: $out/*/*.nii.gz"

@@ -83,6 +83,20 @@ def test_a_mixed_folder(
             assert second.endswith(predictor.digest)
 
 
+def test_both_at_once_are_the_same_bytes(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    scans = [make_scan(tmp_path / f"{name}.nii.gz", (24, 20, 30), ord(name)) for name in "ab"]
+    apart = {}
+    for mode in (Mode.PIXEL, Mode.SAMPLE):
+        folder = tmp_path / mode
+        folder.mkdir()
+        Job(predictor, mode, folder).run(scans)
+        apart |= {path.name: path.read_bytes() for path in folder.iterdir()}
+    Job(predictor, Mode.BOTH, output).run(scans)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == apart and len(apart) == 4
+
+
 DEGENERATE: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "zeros": (np.zeros((40, 33, 20), np.float32), np.eye(4)),
     "constant": (np.full((20, 20, 20), 700, np.int16), np.eye(4)),
@@ -113,11 +127,11 @@ def test_degenerate_scans_give_finite_results_and_warnings(
     (outcome,) = Job(predictor, mode, output).run([path])
     assert outcome.state is State.DONE
     assert outcome.warnings
-    if mode is Mode.PIXEL:
+    if mode is not Mode.SAMPLE:
         scores = np.asarray(nib.load(output / path.name).dataobj)
         assert scores.shape == array.shape and np.isfinite(scores).all()
         assert scores.min() >= 0 and scores.max() <= 1
-    else:
+    if mode is not Mode.PIXEL:
         assert 0 <= float((output / f"{path.name}.txt").read_text().splitlines()[0]) <= 1
 
 
@@ -136,6 +150,8 @@ def test_what_is_whole_is_not_redone(
     job = Job(predictor, mode, output)
     assert set(states(job.run(scans)).values()) == {State.DONE}
     targets = sorted(output.iterdir())
+    assert len(targets) == 3 * (2 if mode is Mode.BOTH else 1)
+    target = [path for path in targets if path.name.startswith("b")][-1]
 
     def times() -> list[int]:
         return [path.stat().st_mtime_ns for path in targets]
@@ -146,10 +162,10 @@ def test_what_is_whole_is_not_redone(
     before = times()
     assert run() == [State.SKIPPED] * 3
     assert times() == before
-    content = targets[1].read_bytes()
-    targets[1].write_bytes(content[: len(content) // 2])  # a copy that was cut short
+    content = target.read_bytes()
+    target.write_bytes(content[: len(content) // 2])  # a copy that was cut short
     assert run() == [State.SKIPPED, State.DONE, State.SKIPPED]
-    assert targets[1].read_bytes() == content
+    assert target.read_bytes() == content
     future = max(times()) + 10**9
     os.utime(scans[0], ns=(future, future))  # a scan that changed since
     assert run() == [State.DONE, State.SKIPPED, State.SKIPPED]
@@ -158,7 +174,7 @@ def test_what_is_whole_is_not_redone(
     other = Predictor.load(Region.BRAIN, make_weights(tmp_path / "other", seed=7), "cpu")
     assert other.digest != predictor.digest
     assert run(Job(other, mode, output)) == [State.DONE] * 3
-    assert targets[1].read_bytes() != content
+    assert target.read_bytes() != content
     assert run(Job(other, mode, output)) == [State.SKIPPED] * 3
 
 
