@@ -222,15 +222,20 @@ def load_member(folder: Path, manifest: Manifest, member: Member) -> nn.Module:
 
 
 def save_member(path: Path, network: nn.Module) -> str:
-    """Write a network's parameters in half precision and return the file's sha256.
+    """Write what :func:`encode_member` gives and return its sha256."""
+    content = encode_member(network)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def encode_member(network: nn.Module) -> bytes:
+    """A network's parameters in half precision, as a safetensors file.
 
     The statistics of its norms stay as they are: a variance may exceed what half precision holds.
     """
     halved = {name: parameter.detach().half() for name, parameter in network.named_parameters()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in (_own_tensors(network) | halved).items()}
-    content = safetensors.torch.save(tensors)
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+    return safetensors.torch.save(tensors)
 
 
 def _own_tensors(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,6 +1,10 @@
 """From a checkpoint to weights that mood_infer loads: one safetensors file and its manifest entry."""
 
+import contextlib
+import fcntl
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,7 +12,7 @@ import torch
 from mood_infer.errors import UserError
 from mood_infer.network import build_network
 from mood_infer.volume import write_atomically
-from mood_infer.weights import MANIFEST_NAME, Manifest, Member, read_manifest, save_member, write_manifest
+from mood_infer.weights import MANIFEST_NAME, Manifest, Member, encode_member, read_manifest, write_manifest
 from mood_train.checkpoint import Checkpoint, read_checkpoint
 from mood_train.config import RunConfig
 
@@ -23,6 +27,8 @@ def trained_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str) -> Path:
     """Add a trained network to ``weights/<region>``, in place of an earlier one of the same fold and edges.
+
+    Several processes may do so at once. What does not fit the weights there leaves them as they are.
 
     Args:
         checkpoint_path: of the run.
@@ -44,10 +50,10 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
     network.load_state_dict(trained_state(checkpoint))
     fold = "all" if config.fold is None else str(config.fold)
     path = folder / f"{config.preset.name}-fold{fold}-{config.edges}.safetensors"
-    write_atomically(path, lambda file: save_member(file, network))
+    content = encode_member(network)
     member = Member(
         file=path.name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest(),
         preset=config.preset.name,
         fold=config.fold,
         edges=config.edges,
@@ -61,8 +67,22 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
         minutes=round(checkpoint.minutes_before + checkpoint.seconds / 60, 1),
         started_from=config.started_from,
     )
-    write_manifest(folder, _with_member(folder, config, member))
+    with _alone_in(folder):
+        manifest = _with_member(folder, config, member)
+        write_atomically(path, lambda partial: partial.write_bytes(content))
+        write_manifest(folder, manifest)
     return path
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that add a member: each reads the manifest, and writes it with one more."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:

@@ -1,5 +1,7 @@
 """The schedule, the loss, the network, and a resume that goes on bit for bit."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from torch.nn import functional
 
 from mood_infer.errors import UserError
 from mood_infer.network import NetworkConfig, build_network
-from mood_infer.weights import load_member, read_manifest
+from mood_infer.weights import Manifest, load_member, read_manifest, write_manifest
+from mood_train import export as export_module
 from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
@@ -233,6 +236,43 @@ def test_export_keeps_the_network_and_says_where_it_comes_from(
         if tensor.is_floating_point():
             exact = "running" in name
             assert torch.equal(tensor, trained[name] if exact else trained[name].half().float()), name
+
+
+def test_exports_at_once_all_get_into_the_manifest(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = []
+    for fold in range(4):
+        config = _with_steps(tiny_run, 1).model_copy(update={"fold": fold})
+        checkpoints.append(out / str(fold) / CHECKPOINT_NAME)
+        checkpoints[-1].parent.mkdir()
+        Trainer(config, scans, [], checkpoints[-1].parent).fit()
+
+    def read_slowly(folder: Path) -> Manifest:
+        manifest = read_manifest(folder)
+        time.sleep(0.1)
+        return manifest
+
+    monkeypatch.setattr(export_module, "read_manifest", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        files = list(pool.map(lambda one: export_member(one, tmp_path, "balls", "CC0").name, checkpoints))
+    folder = tmp_path / tiny_run.region
+    assert [member.file for member in read_manifest(folder).members] == files
+
+
+def test_what_does_not_fit_the_weights_leaves_them_as_they_are(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path
+) -> None:
+    Trainer(_with_steps(tiny_run, 1), scans, [], out).fit()
+    path = export_member(out / CHECKPOINT_NAME, tmp_path / "w", "balls", "CC0")
+    manifest = read_manifest(path.parent)
+    write_manifest(path.parent, manifest.model_copy(update={"spacing": 9.0}))
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    path.write_bytes(b"another network's")
+    before[path.name] = b"another network's"
+    with pytest.raises(UserError, match="another network, grid or rule"):
+        export_member(out / CHECKPOINT_NAME, tmp_path / "w", "balls", "CC0")
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
 def test_start_from_takes_the_weights_and_counts_their_steps(
