@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mood_infer.volume import to_half
+
 CODES = 0x3C00 + 1  # float16 bit patterns of 0.0 to 1.0, in the order of their values
 _LABEL_BIT = 14  # codes fit below it, so one count over code and label together does for both
 _CHUNK = 1 << 18  # voxels; small enough for the processor's cache
@@ -90,7 +92,7 @@ def merge(parts: Iterable[ScoreCounts]) -> ScoreCounts:
 def to_codes(scores: NDArray[np.floating]) -> NDArray[np.uint16]:
     """float16 bit patterns of scores clipped to [0,1]; those of NaN lie above all others."""
     # abs, because clip keeps -0.0, whose pattern is not that of 0
-    return np.abs(np.clip(scores, 0, 1)).astype(np.float16).view(np.uint16)
+    return to_half(np.abs(np.clip(scores, 0, 1))).view(np.uint16)
 
 
 def code_values() -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from isal import igzip
 from nibabel.imageglobals import LoggingOutputSuppressor
 from numpy.typing import NDArray
@@ -185,9 +186,22 @@ def write_map(path: Path, scores: Array3D, header: Any, description: str = "") -
     # affine=None keeps the header's own qform and sform, codes and all, even if they are singular
     cls = nib.Nifti2Image if type(header).__name__.startswith("Nifti2") else nib.Nifti1Image
     with LoggingOutputSuppressor():
-        nifti = cls(scores.astype(np.float16).reshape(shape), None, made)
+        nifti = cls(to_half(scores).reshape(shape), None, made)
     nifti.header["pixdim"] = header["pixdim"]  # nibabel mends a spacing of 0, but the scan has it
     write_atomically(path, lambda partial: _save(nifti, partial))
+
+
+def to_half(scores: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Scores of any shape as float16, rounded as ``astype`` does.
+
+    numpy takes 30 times as long for scores below 6e-5, and most of a map's are.
+    """
+    if scores.dtype != np.float32:
+        return scores.astype(np.float16)  # torch would round a float64 twice
+    if not scores.flags.writeable or min(scores.strides, default=0) < 0:
+        scores = scores.copy(order="K")  # torch takes no other array
+    half: NDArray[np.float16] = torch.from_numpy(scores).half().numpy()
+    return half
 
 
 def _save(nifti: Any, path: Path) -> None:

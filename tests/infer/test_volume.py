@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mood_infer.errors import ScanError
-from mood_infer.volume import PARTIAL_PREFIX, read_volume, write_atomically, write_map
+from mood_infer.volume import PARTIAL_PREFIX, read_volume, to_half, write_atomically, write_map
 
 SHAPE = (7, 6, 5)
 ARRAY = np.random.default_rng(0).uniform(0, 1, SHAPE).astype(np.float32)
@@ -236,6 +236,21 @@ def test_rounding_a_map_loses_nothing_that_is_scored(scores: np.ndarray) -> None
     assert found.min() >= 0 and found.max() <= 1
     assert found.astype(np.float16).tobytes() == scores.astype(np.float16).tobytes()
     assert np.abs(found - scores).max() <= 2**-12
+
+
+def test_scores_are_rounded_as_numpy_rounds_them() -> None:
+    codes = np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middles = (codes[1:] + codes[:-1]) / 2  # ties, to the even code
+    beside = [np.nextafter(middles, np.float32(side)) for side in (0, 1)]
+    scores = np.concatenate([codes, middles, *beside, np.array([-0.0, 1e-45, 65520, np.inf], np.float32)])
+    scores = scores[: scores.size // 6 * 6].reshape(2, 3, -1)
+    locked = scores.copy()
+    locked.flags.writeable = False
+    views = [scores, scores.T, np.asfortranarray(scores), scores[:, ::-1], scores[..., ::2], locked]
+    for view in [*views, scores.astype(np.float64) + 1e-12]:
+        half = to_half(view)
+        assert half.dtype == np.float16
+        assert np.array_equal(half.view(np.uint16), view.astype(np.float16).view(np.uint16))
 
 
 def test_other_formats_are_refused_by_name(tmp_path: Path) -> None:
