@@ -29,8 +29,8 @@ def mean_of_top(scores: Array3D, count: int) -> float:
         # the highest lie in the blocks with the highest maxima, and those are found ten times faster
         whole = flat.size // BLOCK * BLOCK
         blocks = flat[:whole].reshape(-1, BLOCK)
-        highest = torch.topk(torch.from_numpy(blocks.max(axis=1)), count, sorted=False).indices.numpy()
-        flat = np.concatenate([blocks[highest].ravel(), flat[whole:]])
+        chosen = torch.topk(torch.from_numpy(blocks.max(axis=1)), count, sorted=False).indices.numpy()
+        flat = np.concatenate([blocks[chosen].ravel(), flat[whole:]])
     # topk, because numpy's partition takes seconds where most voxels are tied at 0
     top = torch.topk(torch.from_numpy(flat), count, sorted=False).values.numpy()
     return float(np.clip(top.mean(dtype=np.float64), 0, 1))

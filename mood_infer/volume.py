@@ -199,7 +199,7 @@ def to_half(scores: NDArray[np.floating]) -> NDArray[np.float16]:
     if scores.dtype != np.float32:
         return scores.astype(np.float16)  # torch would round a float64 twice
     if not scores.flags.writeable or min(scores.strides, default=0) < 0:
-        scores = scores.copy(order="K")  # torch takes no other array
+        scores = scores.copy(order="K")  # torch warns of the one and refuses the other
     half: NDArray[np.float16] = torch.from_numpy(scores).half().numpy()
     return half
 

@@ -116,6 +116,7 @@ def test_usage_errors_are_2(run: Run, scans: Path, weights: Path, tmp_path: Path
         (("predict", tmp_path / "file", tmp_path / "out", *options(weights)), "not named like a scan"),
         (("predict", scans, tmp_path / "file", *options(weights)), "output folder"),
         (("predict", scans, scans, *options(weights)), "would replace the scans"),
+        (("predict", scans, scans, *options(weights, mode="both")), "would replace the scans"),
         (("predict", scans, tmp_path / "out", *options(weights, region="knee")), "knee"),
         (("predict", scans), "OUTPUT"),
         (

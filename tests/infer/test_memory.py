@@ -62,7 +62,7 @@ def test_needed_bytes_by_hand(weights: Path) -> None:
     assert needed_bytes(grid, kept) == BASE_BYTES + ensemble + features + voxels
 
 
-def test_the_paper_s_network_is_counted_without_making_it() -> None:
+def test_the_paper_s_network_is_counted() -> None:
     assert count_parameters(NetworkConfig(widths=(32, 64, 128, 256, 320, 320))) == 31_189_828
 
 

@@ -14,11 +14,11 @@ def test_mean_of_the_100_highest(scores: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("levels", [3, 50, 10**6])
-def test_a_large_map_is_not_searched_by_halves(levels: int) -> None:
+def test_the_highest_of_a_large_map_are_found_by_blocks(levels: int) -> None:
     """The highest may lie together in one block or in the rest behind the last one, and many are tied."""
     rng = np.random.default_rng(levels)
-    scores = (rng.integers(0, levels, 100 * BLOCK + 777) / levels).astype(np.float32)
-    for start, count in ((5 * BLOCK, 0), (5 * BLOCK, 90), (100 * BLOCK + 600, 150)):
+    scores = (rng.integers(0, levels, 300 * BLOCK + 777) / levels).astype(np.float32)
+    for start, count in ((5 * BLOCK, 0), (5 * BLOCK, 90), (300 * BLOCK + 600, 150)):
         scores[start : start + count] = rng.random(count, dtype=np.float32)
         top = np.sort(scores.astype(np.float64))[::-1][:100]
         assert sample_score(scores.reshape(1, 1, -1)) == pytest.approx(top.mean(), abs=1e-12)

@@ -242,7 +242,7 @@ def test_scores_are_rounded_as_numpy_rounds_them() -> None:
     codes = np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float32)
     middles = (codes[1:] + codes[:-1]) / 2  # ties, to the even code
     beside = [np.nextafter(middles, np.float32(side)) for side in (0, 1)]
-    scores = np.concatenate([codes, middles, *beside, np.array([-0.0, 1e-45, 65520, np.inf], np.float32)])
+    scores = np.concatenate([np.array([-0.0, 1e-45, 65520, np.inf], np.float32), codes, middles, *beside])
     scores = scores[: scores.size // 6 * 6].reshape(2, 3, -1)
     locked = scores.copy()
     locked.flags.writeable = False
