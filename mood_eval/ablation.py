@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from mood_eval.average_precision import average_precision, merge
 from mood_eval.baselines import BASELINES, Baselines
-from mood_eval.members import Remembering, mean_of_maps
+from mood_eval.members import Remembering, score_members
 from mood_eval.split import training_scans
 from mood_eval.summary import Judged, Summary, summarise
 from mood_eval.table import Score, Scored, judge_cases
@@ -200,7 +200,7 @@ def run_ablation(
     results = {name: _read_result(path, made_from[name]) for name, path in files.items() if path.exists()}
     if results:
         done(results)
-    for names in _share_maps(plan, [name for name in plan.rows if name not in results]):
+    for names in _passes(plan, [name for name in plan.rows if name not in results]):
         rows = {name: plan.rows[name] for name in names}
         score = _scorer(rows, configs, plan, bench, stop, report)
         for name, (unsmoothed, summary) in _judge(names, score, bench, stop, report).items():
@@ -209,7 +209,7 @@ def run_ablation(
         done({name: results[name] for name in plan.rows if name in results})
 
 
-def _share_maps(plan: Plan, names: Sequence[str]) -> list[list[str]]:
+def _passes(plan: Plan, names: Sequence[str]) -> list[list[str]]:
     """Rows that are judged in one pass over the cases: those with networks in common, and all baselines."""
 
     def related(one: str, other: str) -> bool:
@@ -292,7 +292,10 @@ def _scorer(
     stop: Stop,
     report: Callable[[str], None],
 ) -> Score:
-    """What makes the maps of rows that share some; networks they need and that are not there are trained."""
+    """What makes the maps of the rows of one pass, so all baselines, or networks at the same overlap.
+
+    Networks that they need and that are not there are trained.
+    """
     region = bench.recipe.region
     baselines = {name: row.baseline for name, row in rows.items() if row.baseline is not None}
     if baselines:
@@ -304,9 +307,8 @@ def _scorer(
             return {name: scored[baseline] for name, baseline in baselines.items()}
 
         return score_by_baselines
-    parts = {name: _networks(name, row) for name, row in rows.items()}
     networks: dict[str, Remembering] = {}
-    for part in dict.fromkeys(part for names in parts.values() for part in names):
+    for part in dict.fromkeys(part for name, row in rows.items() for part in _networks(name, row)):
         file = _train(part, configs[part], bench, stop, report).name
         networks[part] = Remembering.load(region, bench.out / "weights", bench.device, [file])
     overlap = next(iter(rows.values())).overlap
@@ -314,9 +316,11 @@ def _scorer(
         for network in networks.values():
             network.place_windows(overlap)
 
+    means = {name: row.mean_of for name, row in rows.items() if row.mean_of}
+
     def score(made: Made) -> dict[str, Scored]:
-        scored = {part: network.score_case(made) for part, network in networks.items()}
-        return {name: mean_of_maps([scored[part] for part in own]) for name, own in parts.items()}
+        scored = score_members(made, networks, means)
+        return {name: scored[name] for name in rows}
 
     return score
 

@@ -55,7 +55,7 @@ def evaluate_members(
     files = [member.file for member in manifest.members]
     members = {file: Remembering.load(recipe.region, weights, device, [file]) for file in files}
     means = _means(manifest)
-    index, judged = judge_cases(scans, recipe, lambda made: _score(made, members, means), report)
+    index, judged = judge_cases(scans, recipe, lambda made: score_members(made, members, means), report)
     rows = {name: summarise(part, index) for name, part in judged.items()}
     return MemberTable(index=index, rows=rows, weights=manifest.digest())
 
@@ -69,15 +69,15 @@ def _means(manifest: Manifest) -> dict[str, list[str]]:
     return some | {ENSEMBLE: [member.file for member in manifest.members]}
 
 
-def _score(
+def score_members(
     made: Made, members: Mapping[str, "Remembering"], means: Mapping[str, Sequence[str]]
 ) -> dict[str, Scored]:
+    """What each network says of a case, by its name, and each mean of some; a network runs once."""
     scored = {name: predictor.score_case(made) for name, predictor in members.items()}
-    return scored | {name: mean_of_maps([scored[file] for file in files]) for name, files in means.items()}
+    return scored | {name: _mean([scored[file] for file in files]) for name, files in means.items()}
 
 
-def mean_of_maps(scored: Sequence[Scored]) -> Scored:
-    """What an ensemble says of a case whose members say ``scored``, all on one grid."""
+def _mean(scored: Sequence[Scored]) -> Scored:
     mean: Array3D = np.mean([one.working for one in scored], axis=0, dtype=np.float32)
     return Scored(mean, scored[0].grid, sample_score(mean))
 

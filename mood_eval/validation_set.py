@@ -296,7 +296,7 @@ def make_set(scans: list[Path], out: Path, recipe: Recipe, workers: int = 2) -> 
     _write_table(folder / "index.csv", index)
     # last, so that an index means a whole set
     text = index.model_dump_json(indent=1) + "\n"
-    write_atomically(folder / INDEX_NAME, lambda path: _write_text(path, text))
+    write_atomically(folder / INDEX_NAME, lambda path: path.write_text(text))
     return index
 
 
@@ -305,7 +305,7 @@ def _write(folder: Path, made: Made) -> Case:
     _write_image(folder / "toy" / name, made.image.array, header)
     _write_image(folder / "toy_label" / "pixel" / name, made.label.astype(np.uint8), header)
     target = folder / "toy_label" / "sample" / f"{name}.txt"
-    write_atomically(target, lambda path: _write_text(path, f"{int(made.case.kind != HEALTHY)}\n"))
+    write_atomically(target, lambda path: path.write_text(f"{int(made.case.kind != HEALTHY)}\n"))
     return made.case
 
 
@@ -314,10 +314,6 @@ def _write_image(path: Path, array: NDArray[Any], like: Any) -> None:
     header.set_data_dtype(array.dtype)
     cls = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     write_atomically(path, lambda partial: nib.save(cls(array, None, header), partial))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _write_table(path: Path, index: Index) -> None:

@@ -390,8 +390,4 @@ def _naming(target: Path) -> Iterator[None]:
 
 def _write_score(target: Path, score: float, made_by: str) -> None:
     text = f"{score:.9g}\n{made_by}\n"
-    write_atomically(target, lambda partial: _write_text(partial, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    write_atomically(target, lambda partial: partial.write_text(text))

@@ -20,19 +20,9 @@ def test_two_processes_write_the_bytes_of_one(
     alone = image.predict(data, one, weights=weights).wait()
     assert alone.code == 0, alone.err
     mounts = [f"{data}:/mnt/data:ro", f"{two}:/mnt/pred", f"{weights}:/weights:ro"]
-    command = ["torchrun", "--standalone", "--local-addr", "localhost", "--nproc-per-node", "2"]
-    command += [
-        "-m",
-        "mood_infer",
-        "predict",
-        "/mnt/data",
-        "/mnt/pred",
-        "--region",
-        "brain",
-        "--mode",
-        "pixel",
-    ]
+    command = "torchrun --standalone --local-addr localhost --nproc-per-node 2 -m mood_infer predict"
+    command += " /mnt/data /mnt/pred --region brain --mode pixel"
     options = [*HARD, "--tmpfs=/tmp", "--env=OMP_NUM_THREADS=1"]  # torchrun itself needs a folder for logs
-    image.run(*command, mounts=mounts, options=options, check=True)
+    image.run(*command.split(), mounts=mounts, options=options, check=True)
     assert names(two) == names(one) == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
     assert all((two / name).read_bytes() == (one / name).read_bytes() for name in names(one))

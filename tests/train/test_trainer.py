@@ -221,11 +221,15 @@ def test_a_checkpoint_of_another_run_is_refused(
         Trainer(config, scans, [], out)
 
 
+def _train_and_export(config: RunConfig, scans: list[CachedScan], out: Path, weights: Path) -> Path:
+    Trainer(config, scans, [], out).fit()
+    return export_member(out / CHECKPOINT_NAME, weights, "balls", "CC0")
+
+
 def test_export_keeps_the_network_and_says_where_it_comes_from(
     scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path
 ) -> None:
-    Trainer(_with_steps(tiny_run, 2), scans, [], out).fit()
-    path = export_member(out / CHECKPOINT_NAME, tmp_path / "weights", "balls", "CC0")
+    path = _train_and_export(_with_steps(tiny_run, 2), scans, out, tmp_path / "weights")
     manifest = read_manifest(path.parent)
     (member,) = manifest.members
     assert (member.steps, member.edges, member.fold, member.licence) == (2, "smooth", None, "CC0")
@@ -263,8 +267,7 @@ def test_exports_at_once_all_get_into_the_manifest(
 def test_what_does_not_fit_the_weights_leaves_them_as_they_are(
     scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path
 ) -> None:
-    Trainer(_with_steps(tiny_run, 1), scans, [], out).fit()
-    path = export_member(out / CHECKPOINT_NAME, tmp_path / "w", "balls", "CC0")
+    path = _train_and_export(_with_steps(tiny_run, 1), scans, out, tmp_path / "w")
     manifest = read_manifest(path.parent)
     write_manifest(path.parent, manifest.model_copy(update={"spacing": 9.0}))
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
