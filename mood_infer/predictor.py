@@ -23,6 +23,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from mood_infer.averaging import average_members
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
@@ -167,8 +168,11 @@ class Predictor:
                 manifest = manifest.with_members(chosen)
         if not manifest.members:
             raise WeightsError(f"{folder}: the ensemble has no members; train and export at least one.")
-        networks = [fold_norms(load_member(folder, manifest, member)) for member in manifest.members]
-        return cls(manifest, networks, where, precision, speed, time_limit, clock)
+        networks = [load_member(folder, manifest, member) for member in manifest.members]
+        if speed == "fast":
+            manifest, networks = average_members(manifest, networks)
+        folded = [fold_norms(network) for network in networks]
+        return cls(manifest, folded, where, precision, speed, time_limit, clock)
 
     def place_windows(self, overlap: float, speed: Speed = "exact", margin: float = MARGIN) -> None:
         """Let windows stand otherwise than the weights ask for, from the next scan on: to compare ways.

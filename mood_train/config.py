@@ -43,8 +43,6 @@ class RegionConfig(_Section):
         noise: standard deviation of that noise, at most.
         curve_rate: odds that the intensities of a normal patch go through a random rising curve, as contrast
             agents brighten some tissues more than others.
-        organ_rate: odds that regions of a normal patch that are of like intensity, as an organ or what fills
-            a stomach, become brighter or darker as a whole.
         smoothing: of the maps at inference, sigma of a Gaussian in mm.
     """
 
@@ -61,7 +59,6 @@ class RegionConfig(_Section):
     intensity_rate: float = Field(default=0.1, ge=0, le=1)
     noise: float = Field(default=0.01, ge=0, lt=1)
     curve_rate: float = Field(default=0.0, ge=0, le=1)
-    organ_rate: float = Field(default=0.0, ge=0, le=1)
     smoothing: float = Field(default=0.0, ge=0)
 
 

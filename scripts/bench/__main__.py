@@ -3,7 +3,9 @@
 ``scripts/bench.sh [--quick] [--sizes SIZE ...] [--members N ...] [--preset NAME] [--runs N] [--json FILE]``
 
 Prints a Markdown table of medians. "peer" and "end to end" are processes of their own, start of Python
-included, and their peak is of resident memory; the stages and the floor are timed inside one process.
+included, and their peak is of resident memory; the stages and the floor are timed inside one process. Below
+it, the average precision of 100 million voxels: scikit-learn is the peer, seconds are of one core, and the
+peak is what a process took beyond the two arrays.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,16 +28,17 @@ from cases import ROOT, Size, make_scan, make_weights
 HERE = Path(__file__).parent
 SIZES = ("160x180x150", "256", "512x512x400@0.75")
 MEMBERS = (1, 2, 10)
+COUNTED = 100_000_000  # voxels of the average precision
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; seconds and peak are medians, ratios of seconds."""
+    """One line of the table; seconds and peak are medians, ratios of seconds; None where there is no such."""
 
     name: str
     seconds: float
-    ratio_to_peer: float
-    ratio_to_floor: float
+    ratio_to_peer: float | None
+    ratio_to_floor: float | None
     peak_mb: float | None = None
 
 
@@ -63,7 +67,9 @@ def run(*command: object) -> Ended:
         return Ended(seconds, usage.ru_maxrss / 1024, printed.read())
 
 
-def bench(folder: Path, size: Size, members: int, preset: str, runs: int) -> tuple[list[Row], float]:
+def bench(
+    folder: Path, size: Size, members: int, preset: str, runs: int, with_peer: bool
+) -> tuple[list[Row], float | None]:
     """The rows of one scan and ensemble, and the largest difference between the peer's map and ours."""
     scan, weights = folder / "scan.nii.gz", folder / "weights" / size.region
     make_scan(scan, size)
@@ -72,30 +78,51 @@ def bench(folder: Path, size: Size, members: int, preset: str, runs: int) -> tup
     options = ["--region", size.region, "--mode", "pixel", "--weights", weights, "--overwrite"]
     peer, whole = [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
-        peer.append(run(HERE / "peer.py", scan, theirs, weights))
+        if with_peer:
+            peer.append(run(HERE / "peer.py", scan, theirs, weights))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
     inside = json.loads(run(HERE / "stages.py", scan, folder / "stages", weights, runs).printed)
-    base, floor = statistics.median(end.seconds for end in peer), inside.pop("floor")
+    base, floor = statistics.median(end.seconds for end in peer) if peer else None, inside.pop("floor")
     name = f"{size}, {members} {preset}"
 
-    def row(what: str, seconds: float, ends: list[Ended] | None = None) -> Row:
+    def row(what: str, seconds: float, ends: Sequence[Ended] = ()) -> Row:
         peak = statistics.median(end.peak_mb for end in ends) if ends else None
-        return Row(f"{name}: {what}", seconds, seconds / base, seconds / floor, peak)
+        return Row(f"{name}: {what}", seconds, base and seconds / base, seconds / floor, peak)
 
-    rows = [row("peer", base, peer), row("end to end", statistics.median(e.seconds for e in whole), whole)]
+    rows = [row("peer", base, peer)] if base else []
+    rows.append(row("end to end", statistics.median(end.seconds for end in whole), whole))
     rows += [row(stage, seconds) for stage, seconds in inside.items()]
     rows.append(row("floor", floor))
+    if not with_peer:
+        return rows, None
     maps = [nib.load(place / scan.name).get_fdata(dtype=np.float32) for place in (theirs, ours)]
     return rows, float(np.abs(maps[0] - maps[1]).max())
+
+
+def bench_average_precision(runs: int) -> list[Row]:
+    """The rows of the pixel average precision; refuses to time two ways that disagree."""
+    command = (HERE / "average_precision.py", "--voxels", COUNTED)
+    peer, ours = [], []
+    for _ in range(runs):
+        peer.append(json.loads(run(*command, "--scikit-learn").printed))
+        ours.append(json.loads(run(*command).printed))
+    if abs(peer[0]["value"] - ours[0]["value"]) > 1e-12:
+        raise SystemExit(f"average precision: {ours[0]['value']}, scikit-learn has {peer[0]['value']}")
+    base = statistics.median(one["seconds"] for one in peer)
+    rows = []
+    for what, taken in ("scikit-learn", peer), ("ours", ours):
+        seconds, peak = (statistics.median(one[key] for one in taken) for key in ("seconds", "peak_mb"))
+        rows.append(Row(f"average precision: {what}", seconds, seconds / base, None, peak))
+    return rows
 
 
 def table(rows: list[Row], voxels: int) -> str:
     """Markdown lines."""
     lines = []
     for row in rows:
+        ratios = " | ".join("" if r is None else f"{r:.3f}" for r in (row.ratio_to_peer, row.ratio_to_floor))
         peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f}"
         rate = voxels / row.seconds / 1e6
-        ratios = f"{row.ratio_to_peer:.3f} | {row.ratio_to_floor:.3f}"
         lines.append(f"| {row.name} | {row.seconds:.2f} | {ratios} | {peak} | {rate:.3g} |")
     return "\n".join(lines)
 
@@ -110,23 +137,31 @@ def main() -> None:
     parser.add_argument("--members", nargs="+", type=int, default=MEMBERS)
     parser.add_argument("--preset", choices=("compact", "reference"), default="compact")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--peer-members", type=int, help="time the peer, which takes longest, with no more than these"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     if options.quick:
         options.sizes, options.members, options.runs = SIZES[:1], [1, 2], 1
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores, {options.runs} runs\n")
-    print("| scan, members: what | seconds | of the peer | of the floor | peak MB | M voxels/s |")
+    print("| what was timed | seconds | of the peer | of the floor | peak MB | M voxels/s |")
     print("|---|---|---|---|---|---|", flush=True)
     rows: list[Row] = []
     differences = []
     for size in map(Size.parse, options.sizes):
         for members in options.members:
             with tempfile.TemporaryDirectory() as folder:
-                made, difference = bench(Path(folder), size, members, options.preset, options.runs)
+                with_peer = members <= (options.peer_members or members)
+                made, difference = bench(Path(folder), size, members, options.preset, options.runs, with_peer)
             print(table(made, int(np.prod(size.shape))), flush=True)
-            differences.append(difference)
+            differences += [] if difference is None else [difference]
             rows += made
-    print(f"\nLargest difference between the peer's map and ours: {max(differences):.3f}")
+    counted = bench_average_precision(options.runs)
+    print(table(counted, COUNTED))
+    rows += counted
+    if differences:
+        print(f"\nLargest difference between the peer's map and ours: {max(differences):.3f}")
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

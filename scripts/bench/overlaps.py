@@ -1,6 +1,7 @@
 """What windows that overlap less cost in average precision, and save in time.
 
-``python scripts/bench/overlaps.py SCANS --region R --split FILE [--seed N] [--weights DIR] [--json FILE]``
+``python scripts/bench/overlaps.py SCANS --region R --split FILE [--limit N] [--peer] [--weights DIR]``, and
+``--help`` for the rest.
 
 The same cases for all settings, made in memory from normal scans that no member was trained on. "shared": all
 members look at the same windows, as ``--speed exact`` does; "staggered": each has its own, as with ``--speed
@@ -12,9 +13,9 @@ settings take turns on each case.
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 from mood_eval.split import judge_scans
 from mood_eval.summary import summarise
@@ -50,12 +51,9 @@ class Setting:
         return f"{'staggered' if self.speed == 'fast' else 'shared'} {self.overlap:g}{where}{how}"
 
 
-SETTINGS = (
-    Setting("exact", 0.5, WHOLE, "float32"),
-    Setting("exact", 0.5, WHOLE),
-    *(Setting("exact", overlap) for overlap in OVERLAPS),
-    *(Setting("fast", overlap) for overlap in OVERLAPS),
-)
+PEER = (Setting("exact", OVERLAPS[0], WHOLE, "float32"), Setting("exact", OVERLAPS[0], WHOLE))
+SPEEDS: tuple[Speed, ...] = ("exact", "fast")
+SETTINGS = tuple(Setting(speed, overlap) for speed in SPEEDS for overlap in OVERLAPS)
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,19 @@ class Row:
     sample_ap: float | None
 
 
-def compare(scans: list[Path], recipe: Recipe, weights: Path | None) -> list[Row]:
+def compare(
+    scans: list[Path], recipe: Recipe, weights: Path | None, settings: Sequence[Setting]
+) -> list[Row]:
     """Judge all settings on all cases."""
     predictors = {
         precision: Predictor.load(recipe.region, weights, precision=precision)
-        for precision in get_args(Precision)
+        for precision in {setting.precision for setting in settings}
     }
     seconds: dict[str, list[float]] = defaultdict(list)
 
     def score(made: Made) -> dict[str, Scored]:
         scored = {}
-        for setting in SETTINGS:
+        for setting in settings:
             predictor = predictors[setting.precision]
             predictor.place_windows(setting.overlap, setting.speed, setting.margin)
             result = predictor.predict(made.image)
@@ -103,14 +103,17 @@ def main() -> None:
     parser.add_argument("scans", type=Path)
     parser.add_argument("--region", type=Region, choices=list(Region), required=True)
     parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="take only so many of the scans")
+    parser.add_argument("--peer", action="store_true", help="judge the whole grid too, which takes longest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     split = read_split(options.split, options.region)
-    scans = judge_scans(find_scans(options.scans), split, "set_aside")
+    scans = judge_scans(find_scans(options.scans), split, "set_aside")[: options.limit]
     recipe = one_each(options.region, options.seed, "seen", len(scans))
-    rows = compare(scans, recipe, options.weights)
+    settings = (*PEER, *SETTINGS) if options.peer else SETTINGS
+    rows = compare(scans, recipe, options.weights, settings)
     print("| windows | seconds | of shared 0.5 | pixel AP | sample AP |\n|---|---|---|---|---|")
     for row in rows:
         print(

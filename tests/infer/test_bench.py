@@ -1,5 +1,7 @@
 """The pieces of scripts/bench on tiny scans; its peer is also an independent reference for the maps."""
 
+import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,8 +110,9 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
 ) -> None:
     scans = [make_scan(tmp_path / f"{name}.nii.gz", (76, 70, 48), seed) for seed, name in enumerate("ab")]
     recipe = Recipe(Region.BRAIN, 0, {"healthy": 1, "uniform": 2})
-    rows = {row.name: row for row in overlaps.compare(scans, recipe, weights)}
-    assert list(rows) == list(map(str, overlaps.SETTINGS)) and len(rows) == 10
+    settings = (*overlaps.PEER, *overlaps.SETTINGS)
+    rows = {row.name: row for row in overlaps.compare(scans, recipe, weights, settings)}
+    assert list(rows) == list(map(str, settings)) and len(rows) == 10
     expected = evaluate_members(scans, recipe, weights).rows[ENSEMBLE]
     assert rows["shared 0.5"].pixel_ap == pytest.approx(expected.pixel_ap, abs=2e-3)
     assert rows["shared 0.5"].sample_ap == expected.sample_ap
@@ -122,3 +125,13 @@ def test_both_jobs_of_a_folder_write_the_same_maps(tmp_path: Path) -> None:
     made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in list(rows)[1:]]
     assert next(iter(rows)) == "ensemble alone" and all(taken > 0 for taken in rows.values())
     assert made[0] == made[1] and set(made[0]) == {"00.nii.gz", "01.nii.gz"}
+
+
+def test_the_metric_and_its_peer_are_timed_on_the_same_numbers() -> None:
+    def timed(*options: str) -> dict[str, float]:
+        script = ROOT / "scripts/bench/average_precision.py"
+        command = [sys.executable, script, "--voxels", "100000", *options]
+        return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+    ours, peer = timed(), timed("--scikit-learn")
+    assert 0.01 < ours["value"] < 0.5 and abs(ours["value"] - peer["value"]) < 1e-12

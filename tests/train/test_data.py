@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.intensity import to_unit
-from mood_train.augment import Augmentation, shade_organ
+from mood_train.augment import Augmentation
 from mood_train.config import RegionConfig, load_preset
 from mood_train.data import cut, cut_to_edge, data_digest, list_scans, load_scans
 from mood_train.folds import make_split, read_split, subject_of, write_split
@@ -232,47 +231,6 @@ def test_a_curve_keeps_the_order_of_intensities_and_their_ends() -> None:
         assert abs(patch.min() - image.min()) < 1e-6 and abs(patch.max() - image.max()) < 1e-6
         largest.append(float(np.abs(patch - image).max()))
     assert min(largest) > 0.02 and max(largest) > 0.1
-
-
-def _organs() -> tuple[np.ndarray, list[np.ndarray]]:
-    """Two balls in air, one brighter than the other, each in a shell of fat, and where they are."""
-    x, y, z = np.ogrid[:44, :22, :22]
-    image = np.zeros((44, 22, 22), np.float32)
-    balls = []
-    for middle, level in ((11, 0.5), (33, 0.7)):
-        distance = np.sqrt((x - middle) ** 2 + (y - 11) ** 2 + (z - 11) ** 2)
-        image[distance < 10.5] = 0.2
-        balls.append(distance < 8)
-        image[balls[-1]] = level
-    image[image > 0] += np.random.default_rng(0).normal(0, 0.01, np.count_nonzero(image)).astype(np.float32)
-    return image, balls
-
-
-def test_an_organ_is_shaded_as_a_whole_and_alone() -> None:
-    image, balls = _organs()
-    shaded, changes = [], []
-    for seed in range(60):
-        change = shade_organ(image, np.random.default_rng(seed)) - image
-        for number, ball in enumerate(balls):
-            inside = change[ndimage.distance_transform_edt(ball) > 3]
-            if np.abs(inside).max() > 0.02:  # more than the soft rim of the fat around it
-                np.testing.assert_allclose(inside, inside.mean(), atol=0.02)
-                assert not change[ndimage.distance_transform_edt(~ball) > 5].any()
-                shaded.append(number)
-                changes.append(float(inside.mean()))
-    assert set(shaded) == {0, 1} and len(shaded) > 20  # others shade the fat
-    assert all(0.048 <= abs(change) <= 0.352 for change in changes)
-    assert min(changes) < 0 < max(changes)
-
-
-def test_organs_are_shaded_as_often_as_the_region_says() -> None:
-    image, _ = _organs()
-    air = image == 0
-    for rate, least, most in ((0.0, 0, 0), (0.5, 10, 30), (1.0, 30, 40)):
-        augmentation = Augmentation(16, _place(intensity_rate=0.0, organ_rate=rate))
-        patches = [augmentation.intensity(image, np.random.default_rng(seed)) for seed in range(40)]
-        assert least <= sum(not np.allclose(patch, image, atol=1e-6) for patch in patches) <= most
-        assert all(not patch[air].any() and 0 <= patch.min() <= patch.max() <= 1 for patch in patches)
 
 
 def test_patches_are_moved_as_often_and_zoomed_as_far_as_the_region_says() -> None:

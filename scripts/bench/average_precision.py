@@ -1,12 +1,11 @@
-"""Time and peak memory of the pixel average precision: counting codes against scikit-learn.
+"""Seconds and peak memory of the pixel average precision, in a process of its own; prints JSON.
 
-python scripts/bench_average_precision.py [--voxels 100000000] [--scikit-learn]
-
-Prints seconds, million voxels a second, and how far the process's peak memory rose above its two arrays. Run
-once without and once with ``--scikit-learn``: a peak is never taken back, so each needs its own process.
+``average_precision.py --voxels N [--scikit-learn]``: counting codes, or scikit-learn on the same scores. A
+peak is never taken back, so each needs its own process.
 """
 
 import argparse
+import json
 import resource
 import time
 
@@ -16,7 +15,7 @@ import numpy as np
 def main() -> None:
     """Score a map, 1 % of it anomalous and half of it exactly 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--voxels", type=int, default=100_000_000)
+    parser.add_argument("--voxels", type=int, required=True)
     parser.add_argument("--scikit-learn", action="store_true")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -40,11 +39,8 @@ def main() -> None:
     before = _peak_mb()
     begin = time.process_time()
     value = run()
-    seconds = time.process_time() - begin
-    print(
-        f"AP {value:.15f}, {seconds:.2f} s of one core, {options.voxels / seconds / 1e6:.0f} M voxels/s, "
-        f"{_peak_mb() - before:.0f} MB beyond the arrays"
-    )
+    seconds = time.process_time() - begin  # of one core
+    print(json.dumps({"seconds": seconds, "peak_mb": _peak_mb() - before, "value": value}))
 
 
 def _peak_mb() -> float:

@@ -1,0 +1,52 @@
+"""One network in place of several: the mean of the weights of members that started from the same network.
+
+Networks trained on from one network stay close to it: the mean of their weights is a network again, as good
+as the mean of their maps and as cheap as one of them (Wortsman et al., "Model soups", ICML 2022). The mean of
+networks with starts of their own is worth nothing, so those stay as they are.
+"""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mood_infer.weights import Manifest, Member
+
+
+def average_members(manifest: Manifest, networks: Sequence[nn.Module]) -> tuple[Manifest, list[nn.Module]]:
+    """Put one network in place of all members with the same start and the same edges.
+
+    Args:
+        manifest: of the ensemble.
+        networks: one for each member, in evaluation.
+
+    Returns:
+        A manifest whose members are the averages, in the order of the first of each, and their networks. A
+        member without a start, or with one of its own, is its own average.
+    """
+    alike: dict[object, list[tuple[Member, nn.Module]]] = {}
+    for member, network in zip(manifest.members, networks, strict=True):
+        key = (member.started_from, member.edges) if member.started_from else member.file
+        alike.setdefault(key, []).append((member, network))
+    made = [_average(*zip(*pairs, strict=True)) for pairs in alike.values()]
+    return manifest.with_members(tuple(member for member, _ in made)), [network for _, network in made]
+
+
+def _average(members: Sequence[Member], networks: Sequence[nn.Module]) -> tuple[Member, nn.Module]:
+    if len(members) == 1:
+        return members[0], networks[0]
+    states = [network.state_dict() for network in networks]
+    mean = copy.deepcopy(networks[0])
+    mean.load_state_dict({name: _mean([state[name] for state in states]) for name in states[0]})
+    sha256 = hashlib.sha256("".join(member.sha256 for member in members).encode()).hexdigest()
+    file = "mean of " + ", ".join(member.file for member in members)
+    return members[0].model_copy(update={"file": file, "sha256": sha256, "fold": None}), mean
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    if not first.is_floating_point():
+        return first  # how many batches a norm has seen, which shapes no map
+    return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(first.dtype)

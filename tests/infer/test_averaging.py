@@ -1,0 +1,69 @@
+"""Members in one: which are averaged, and what comes out."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mood_infer.averaging import average_members
+from mood_infer.challenge import Region
+from mood_infer.predictor import FAST_OVERLAP, Predictor
+from mood_infer.volume import read_volume
+from mood_infer.weights import Manifest, load_member, read_manifest, write_manifest
+
+STARTS = (("a", "hard"), ("a", "smooth"), ("a", "hard"), ("b", "hard"), (None, "hard"), (None, "hard"))
+
+
+@pytest.fixture
+def mixed(make_weights: Callable[..., Path], tmp_path: Path) -> tuple[Path, Manifest]:
+    """Six members, of which the first and the third have the same start and edges."""
+    folder = make_weights(tmp_path / "weights", count=len(STARTS)) / "brain"
+    manifest = read_manifest(folder)
+    members = tuple(
+        member.model_copy(update={"started_from": start, "edges": edges})
+        for member, (start, edges) in zip(manifest.members, STARTS, strict=True)
+    )
+    manifest = manifest.with_members(members)
+    write_manifest(folder, manifest)
+    return folder, manifest
+
+
+def test_members_of_one_start_and_kind_become_the_mean_of_their_weights(mixed: tuple[Path, Manifest]) -> None:
+    folder, manifest = mixed
+    networks = [load_member(folder, manifest, member) for member in manifest.members]
+    before = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in networks]
+    averaged, made = average_members(manifest, networks)
+    files = [member.file for member in manifest.members]
+    assert [member.file for member in averaged.members] == [
+        f"mean of {files[0]}, {files[2]}",
+        files[1],
+        *files[3:],
+    ]
+    assert [id(network) for network in made[1:]] == [id(networks[i]) for i in (1, 3, 4, 5)]
+    for name, tensor in made[0].state_dict().items():
+        if tensor.is_floating_point():
+            expected = (before[0][name].numpy().astype(float) + before[2][name].numpy()) / 2
+            np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6, atol=1e-9)
+    for state, network in zip(before, networks, strict=True):  # none was changed
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    changed = manifest.members[2].model_copy(update={"sha256": "0" * 64})
+    others = manifest.with_members((*manifest.members[:2], changed, *manifest.members[3:]))
+    assert average_members(others, networks)[0].digest() != averaged.digest()
+
+
+def test_fast_runs_the_averages(mixed: tuple[Path, Manifest], make_scan: Callable[..., Path]) -> None:
+    """Where the first and third member are the same, their mean is each of them."""
+    folder, manifest = mixed
+    first, third = manifest.members[0], manifest.members[2]
+    shutil.copy(folder / first.file, folder / third.file)
+    twin = third.model_copy(update={"sha256": first.sha256})
+    write_manifest(folder, manifest.with_members((first, twin)))
+    scan = read_volume(make_scan(folder / "scan.nii.gz"))
+    fast = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32", speed="fast").predict(scan)
+    one = Predictor.load(Region.BRAIN, folder, "cpu", members=[first.file], precision="float32")
+    one.place_windows(FAST_OVERLAP)
+    assert len(fast.members) == 1
+    np.testing.assert_allclose(fast.working, one.predict(scan).working, atol=1e-6)
