@@ -45,7 +45,7 @@ class DeviceName(StrEnum):
 
 
 class SpeedName(StrEnum):
-    """How close the windows stand."""
+    """How many networks run, and how close their windows stand."""
 
     EXACT = "exact"
     FAST = "fast"
@@ -96,7 +96,7 @@ def predict(
     device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
     speed: Annotated[
         SpeedName,
-        typer.Option(help="exact: as published. fast: fewer windows, other ones for each network."),
+        typer.Option(help="exact: as published. fast: one network in place of many, on fewer windows."),
     ] = SpeedName.EXACT,
     time_limit: Annotated[
         float | None,

@@ -20,7 +20,6 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from mood_infer.averaging import average_members
@@ -31,7 +30,7 @@ from mood_infer.intensity import UnitRule
 from mood_infer.memory import Memory, Room
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
-from mood_infer.scores import sample_score
+from mood_infer.scores import sample_score, smooth, weigh_by_context
 from mood_infer.volume import Array3D, Volume
 from mood_infer.weights import Manifest, find_weights, load_member, read_manifest
 from mood_infer.windows import NO_SHIFT, Progress, Score, count_windows, cube_weights, slide
@@ -42,7 +41,6 @@ Speed = Literal["exact", "fast"]
 Clock = Callable[[], float]
 
 MARGIN = 0.125  # of the window, kept around the body
-FAST_OVERLAP = 0.125  # of each member's own windows, which stand where no other member's do
 # By how much each member's windows move on against the one before, along x, y and z: the
 # fractions of the golden ratio, of root 2 and of root 3, whose multiples spread evenly, few or many.
 STAGGER = (0.6180340, 0.4142136, 0.7320508)
@@ -114,7 +112,7 @@ class Predictor:
         if not networks or len(networks) != len(manifest.members):
             raise ValueError(f"{len(networks)} networks for {len(manifest.members)} members")
         self._manifest = manifest
-        self.place_windows(FAST_OVERLAP if speed == "fast" else manifest.overlap, speed)
+        self.place_windows(manifest.overlap, speed)
         self._time_limit = time_limit
         self._clock = clock
         self._device = device
@@ -146,7 +144,8 @@ class Predictor:
             members: files of the members to use; all by default.
             precision: ``auto`` computes in 16 bits where the device is fast at that.
             speed: ``exact`` is the paper's: every member looks at the same windows, with the manifest's
-                overlap. ``fast`` staggers them: each member has windows of its own, with less overlap.
+                overlap. ``fast`` runs one network for all members with the same start and edges (see
+                :mod:`mood_infer.averaging`), each on windows of its own.
             time_limit: for each scan, in seconds from the call of :meth:`predict`; see there.
             clock: seconds from any start; it never goes back.
 
@@ -232,7 +231,8 @@ class Predictor:
                 overlap = self._affordable_overlap(body.shape, memory, end)
             inside, outside, used = self._mean(body, air, overlap, memory, end, progress)
         working = np.full(image.shape, outside, np.float32)
-        working[box] = self._smoothed(inside.numpy(), outside, grid)
+        scores = smooth(inside.numpy(), outside, grid.spacing, manifest.smoothing)
+        working[box] = weigh_by_context(scores, outside, grid.spacing, manifest.context)
         late = self._shortened(overlap, used)
         warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
@@ -265,13 +265,6 @@ class Predictor:
             if now + (now - started) > end:
                 break
         return total.div_(used).clamp_(0, 1), min(outside / used, 1.0), used
-
-    def _smoothed(self, scores: Array3D, outside: float, grid: Grid) -> Array3D:
-        """The mean map, smoothed in place as the manifest says; ``outside`` is what lies around it."""
-        if smoothing := self._manifest.smoothing:
-            sigma = np.divide(smoothing, grid.spacing)
-            ndimage.gaussian_filter(scores, sigma, output=scores, mode="constant", cval=outside)
-        return scores
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room

@@ -84,6 +84,8 @@ class Manifest(_Record):
         overlap: of neighbouring windows, share of the side in [0,1).
         sigma: of the windows' Gaussian weights, share of the side.
         smoothing: of the mean map, sigma of a Gaussian in mm; 0 leaves it as it is, as the paper does.
+        context: each score becomes the geometric mean of itself and of the scores around it, to this sigma in
+            mm; 0 leaves it as it is, as the paper does.
         members: in the order in which they run.
         normal_scores: sample scores of normal scans that no member was trained on, rising; none if they were
             not measured since the members last changed.
@@ -99,6 +101,7 @@ class Manifest(_Record):
     overlap: float = Field(default=0.5, ge=0, lt=1)
     sigma: float = Field(default=0.125, gt=0)
     smoothing: float = Field(default=0.0, ge=0)
+    context: float = Field(default=0.0, ge=0)
     members: tuple[Member, ...]
     normal_scores: tuple[float, ...] = ()
 

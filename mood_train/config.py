@@ -44,6 +44,7 @@ class RegionConfig(_Section):
         curve_rate: odds that the intensities of a normal patch go through a random rising curve, as contrast
             agents brighten some tissues more than others.
         smoothing: of the maps at inference, sigma of a Gaussian in mm.
+        context: at inference each score is weighed by those around it, to this sigma in mm.
     """
 
     intensity: IntensityRule
@@ -60,6 +61,7 @@ class RegionConfig(_Section):
     noise: float = Field(default=0.01, ge=0, lt=1)
     curve_rate: float = Field(default=0.0, ge=0, le=1)
     smoothing: float = Field(default=0.0, ge=0)
+    context: float = Field(default=0.0, ge=0)
 
 
 class AnomalyConfig(_Section):

@@ -94,6 +94,7 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
         upsample=config.place.upsample,
         window=config.preset.patches.window,
         smoothing=config.place.smoothing,
+        context=config.place.context,
         members=(member,),
     )
     if not (folder / MANIFEST_NAME).exists():

@@ -10,7 +10,7 @@ import torch
 
 from mood_infer.averaging import average_members
 from mood_infer.challenge import Region
-from mood_infer.predictor import FAST_OVERLAP, Predictor
+from mood_infer.predictor import Predictor
 from mood_infer.volume import read_volume
 from mood_infer.weights import Manifest, load_member, read_manifest, write_manifest
 
@@ -64,6 +64,5 @@ def test_fast_runs_the_averages(mixed: tuple[Path, Manifest], make_scan: Callabl
     scan = read_volume(make_scan(folder / "scan.nii.gz"))
     fast = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32", speed="fast").predict(scan)
     one = Predictor.load(Region.BRAIN, folder, "cpu", members=[first.file], precision="float32")
-    one.place_windows(FAST_OVERLAP)
     assert len(fast.members) == 1
     np.testing.assert_allclose(fast.working, one.predict(scan).working, atol=1e-6)

@@ -114,10 +114,10 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
     rows = {row.name: row for row in overlaps.compare(scans, recipe, weights, settings)}
     assert list(rows) == list(map(str, settings)) and len(rows) == 10
     expected = evaluate_members(scans, recipe, weights).rows[ENSEMBLE]
-    assert rows["shared 0.5"].pixel_ap == pytest.approx(expected.pixel_ap, abs=2e-3)
-    assert rows["shared 0.5"].sample_ap == expected.sample_ap
-    assert rows["shared 0.5"].ratio == 1
-    assert rows["staggered 0.125"].pixel_ap != rows["shared 0.125"].pixel_ap
+    assert rows["members, shared 0.5"].pixel_ap == pytest.approx(expected.pixel_ap, abs=2e-3)
+    assert rows["members, shared 0.5"].sample_ap == expected.sample_ap
+    assert rows["members, shared 0.5"].ratio == 1
+    assert rows["members, staggered 0.5"].pixel_ap != rows["members, shared 0.5"].pixel_ap
 
 
 def test_both_jobs_of_a_folder_write_the_same_maps(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.memory import Room
 from mood_infer.network import window_logits
-from mood_infer.predictor import FAST_OVERLAP, STAGGER, Predictor
+from mood_infer.predictor import STAGGER, Predictor
 from mood_infer.volume import Volume, read_volume
 from mood_infer.weights import load_member, read_manifest
 from mood_infer.windows import count_windows, cube_weights, slide
@@ -115,10 +115,12 @@ def test_maps_are_smoothed_by_millimetres_on_their_own_grid(
     steps = (2.0, 2.0, 2.0) if upsample else (2.0, 2.5, 6.0)
     scan = Volume(array, np.diag([*steps, 1.0]), nib.Nifti1Header())
     maps = {}
-    for smoothing in (0.0, 3.0):
-        settings = {"spacing": 2.0, "upsample": upsample, "smoothing": smoothing}
-        folder = make_weights(tmp_path / f"{smoothing}", **settings)
-        maps[smoothing] = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(scan)
+    for smoothing, context in ((0.0, 0.0), (3.0, 0.0), (3.0, 9.0)):
+        settings = {"spacing": 2.0, "upsample": upsample, "smoothing": smoothing, "context": context}
+        folder = make_weights(tmp_path / f"{smoothing} {context}", **settings)
+        maps[smoothing + context] = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(
+            scan
+        )
     plain = maps[0.0].working
     assert plain.shape == array.shape
     inside = plain != plain[0, 0, 0]
@@ -129,7 +131,12 @@ def test_maps_are_smoothed_by_millimetres_on_their_own_grid(
     assert np.abs(plain - expected)[box].max() > 0.02
     outside = np.ones(plain.shape, bool)
     outside[box] = False
-    assert np.array_equal(maps[3.0].working[outside], plain[outside])  # nothing leaks over the box's rim
+    around = ndimage.gaussian_filter(maps[3.0].working, np.divide(9.0, steps), mode="nearest")
+    weighed = np.sqrt(maps[3.0].working * around)
+    np.testing.assert_allclose(maps[12.0].working[box], weighed[box], atol=1e-5)
+    assert np.abs(maps[3.0].working - weighed)[box].max() > 0.02
+    for made in maps.values():
+        assert np.array_equal(made.working[outside], plain[outside])  # nothing leaks over the box's rim
 
 
 @pytest.mark.parametrize(("upsample", "length", "told"), [(True, 3.0, "1 mm"), (False, 6.5, "up to 6 mm")])
@@ -243,11 +250,11 @@ def test_a_working_grid_beyond_reason_is_refused_at_once(weights: Path, tmp_path
         Predictor.load(Region.BRAIN, weights, "cpu").predict(read_volume(tmp_path / "s.nii"))
 
 
-def test_fast_with_one_member_is_exact_at_that_overlap(
+def test_fast_with_one_member_is_exact(
     make_weights: Callable[..., Path], scan: Volume, tmp_path: Path
 ) -> None:
     """The first member's windows are not moved: at equal windows there is no difference at all."""
-    folder = make_weights(tmp_path / "weights", count=1, overlap=FAST_OVERLAP)
+    folder = make_weights(tmp_path / "weights", count=1)
     exact = Predictor.load(Region.BRAIN, folder, "cpu")
     fast = Predictor.load(Region.BRAIN, folder, "cpu", speed="fast")
     assert np.array_equal(exact.predict(scan).working, fast.predict(scan).working)
@@ -266,12 +273,12 @@ def test_fast_moves_each_members_windows_by_its_own_share(
     for number, network in enumerate(predictor._networks):
         shift = [number * share % 1 for share in STAGGER]
         volume = torch.from_numpy(scan.array)
-        count += count_windows(volume.shape, 32, FAST_OVERLAP)
+        count += count_windows(volume.shape, 32, 0.5)
 
         def score(windows: Tensor, network: nn.Module = network) -> Tensor:
             return torch.sigmoid(window_logits(network, windows))
 
-        maps.append(slide(volume, 32, FAST_OVERLAP, 0.125, score, shift=shift))
+        maps.append(slide(volume, 32, 0.5, 0.125, score, shift=shift))
     np.testing.assert_allclose(result.working, torch.stack(maps).mean(0).numpy(), atol=1e-5)
     assert seen[-1] == (count, count)
 
