@@ -5,6 +5,7 @@ The mean of the members' maps is the ensemble's map (paper, section 3.1.1), so e
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from mood_eval.summary import summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases
 from mood_eval.validation_set import Made, Recipe
+from mood_infer.grid import Grid
 from mood_infer.predictor import Device, Predictor
-from mood_infer.scores import sample_score
+from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D
 from mood_infer.weights import Manifest, find_weights, read_manifest
 
@@ -74,17 +76,28 @@ def score_members(
 ) -> dict[str, Scored]:
     """What each network says of a case, by its name, and each mean of some; a network runs once."""
     scored = {name: predictor.score_case(made) for name, predictor in members.items()}
-    return scored | {name: _mean([scored[file] for file in files]) for name, files in means.items()}
+    return scored | {name: _mean([members[file] for file in files]) for name, files in means.items()}
 
 
-def _mean(scored: Sequence[Scored]) -> Scored:
-    mean: Array3D = np.mean([one.working for one in scored], axis=0, dtype=np.float32)
-    return Scored(mean, scored[0].grid, sample_score(mean))
+def _mean(members: Sequence["Remembering"]) -> Scored:
+    """What the ensemble of some members says of the case that each of them scored last."""
+    maps, first = [member.last for member in members], members[0]
+    inside: Array3D = np.mean([one.inside for one in maps], axis=0, dtype=np.float32)
+    mean = replace(maps[0], inside=inside, outside=float(np.mean([one.outside for one in maps])))
+    working, score = first._refine(mean)
+    return Scored(working, first.grid, score)
 
 
 class Remembering(Predictor):
-    """A predictor that knows the windows of the scan at hand: the cases of one scan share most of theirs."""
+    """A predictor that knows the windows of the scan at hand: the cases of one scan share most of theirs.
 
+    Attributes:
+        last: the map of the last case, before it was refined.
+        grid: its working grid.
+    """
+
+    last: MeanMap
+    grid: Grid
     _source: str | None = None
 
     def score_case(self, made: Made) -> Scored:
@@ -93,7 +106,12 @@ class Remembering(Predictor):
             self._source = made.case.source
             self._known: dict[tuple[int, bytes], Tensor] = {}
         result = self.predict(made.image)
+        self.grid = result.grid
         return Scored(result.working, result.grid, result.sample_score)
+
+    def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
+        self.last = mean
+        return super()._refine(mean)
 
     def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
         digests = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]

@@ -30,7 +30,7 @@ from mood_infer.intensity import UnitRule
 from mood_infer.memory import Memory, Room
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
-from mood_infer.scores import sample_score, smooth, weigh_by_context
+from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D, Volume
 from mood_infer.weights import Manifest, find_weights, load_member, read_manifest
 from mood_infer.windows import NO_SHIFT, Progress, Score, count_windows, cube_weights, slide
@@ -57,6 +57,7 @@ class AnomalyMap:
 
     Attributes:
         working: (X, Y, Z) float32 scores in [0,1] on the working grid, finite.
+        sample_score: one score in [0,1] for the whole scan (paper, section 2.4), from the working grid.
         image: (X, Y, Z) float32 in [0,1], the scan as the networks saw it, on the working grid.
         grid: the working grid, axes in RAS order.
         scan: the scan's own grid.
@@ -68,6 +69,7 @@ class AnomalyMap:
     """
 
     working: Array3D
+    sample_score: float
     image: Array3D
     grid: Grid
     scan: Grid
@@ -81,11 +83,6 @@ class AnomalyMap:
     def scores(self) -> Array3D:
         """(X, Y, Z) float32 scores in [0,1] on the scan's own grid; made when first asked for."""
         return np.clip(resample(self.working, self.grid, self.scan), 0, 1)
-
-    @property
-    def sample_score(self) -> float:
-        """One score in [0,1] for the whole scan (paper, section 2.4), from the working grid."""
-        return sample_score(self.working)
 
     @property
     def normal_below(self) -> tuple[int, int] | None:
@@ -230,9 +227,8 @@ class Predictor:
                 end = begin + self._time_limit
                 overlap = self._affordable_overlap(body.shape, memory, end)
             inside, outside, used = self._mean(body, air, overlap, memory, end, progress)
-        working = np.full(image.shape, outside, np.float32)
-        scores = smooth(inside.numpy(), outside, grid.spacing, manifest.smoothing)
-        working[box] = weigh_by_context(scores, outside, grid.spacing, manifest.context)
+        mean = MeanMap(inside.numpy(), outside, box, image.shape, grid.spacing)
+        working, score = self._refine(mean)
         late = self._shortened(overlap, used)
         warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
@@ -240,7 +236,11 @@ class Predictor:
         # the normal scans were scored exactly and by all members
         comparable = self._speed == "exact" and not late
         normal = manifest.normal_scores if comparable else ()
-        return AnomalyMap(working, image, grid, scan_grid(volume), files, seconds, warnings, not late, normal)
+        own = scan_grid(volume)
+        return AnomalyMap(working, score, image, grid, own, files, seconds, warnings, not late, normal)
+
+    def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
+        return mean.refined(self._manifest.smoothing, self._manifest.context)
 
     def _mean(
         self,

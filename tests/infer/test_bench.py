@@ -106,8 +106,10 @@ def test_stages_and_floor_are_of_the_whole_way(
 
 
 def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
-    weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+    make_weights: Callable[..., Path], make_scan: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """Where the mean map is weighed by its context too, which is not the mean of weighed maps."""
+    weights = make_weights(tmp_path / "weights", smoothing=1.5, context=6.0)
     scans = [make_scan(tmp_path / f"{name}.nii.gz", (76, 70, 48), seed) for seed, name in enumerate("ab")]
     recipe = Recipe(Region.BRAIN, 0, {"healthy": 1, "uniform": 2})
     settings = (*overlaps.PEER, *overlaps.SETTINGS)
