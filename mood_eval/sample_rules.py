@@ -107,8 +107,9 @@ def compare_rules(
 
 
 def _score(made: Made, predictor: Predictor, baselines: Baselines) -> dict[str, float]:
-    working = predictor.predict(made.image).working
-    scored = {name: rule(working) for name, rule in RULES.items()}
+    result = predictor.predict(made.image)
+    scored = {name: rule(result.working) for name, rule in RULES.items()}
+    scored[PAPER] = result.sample_score  # of the map before its context weighed it
     return scored | {FUSED: scored[PAPER] + baselines.score(made)[HISTOGRAM].sample}
 
 
