@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mood_eval.summary import summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases
 from mood_eval.validation_set import Made, Recipe
-from mood_infer.grid import Grid
 from mood_infer.predictor import Device, Predictor
 from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D
@@ -76,16 +75,18 @@ def score_members(
 ) -> dict[str, Scored]:
     """What each network says of a case, by its name, and each mean of some; a network runs once."""
     scored = {name: predictor.score_case(made) for name, predictor in members.items()}
-    return scored | {name: _mean([members[file] for file in files]) for name, files in means.items()}
+    for name, files in means.items():
+        working, score = _mean([members[file] for file in files])
+        scored[name] = Scored(working, scored[files[0]].grid, score)
+    return scored
 
 
-def _mean(members: Sequence["Remembering"]) -> Scored:
-    """What the ensemble of some members says of the case that each of them scored last."""
-    maps, first = [member.last for member in members], members[0]
+def _mean(members: Sequence["Remembering"]) -> tuple[Array3D, float]:
+    """The map and the score that some members together give the case that each of them scored last."""
+    maps, manifest = [member.last for member in members], members[0].manifest
     inside: Array3D = np.mean([one.inside for one in maps], axis=0, dtype=np.float32)
     mean = replace(maps[0], inside=inside, outside=float(np.mean([one.outside for one in maps])))
-    working, score = first._refine(mean)
-    return Scored(working, first.grid, score)
+    return mean.refined(manifest.smoothing, manifest.context)
 
 
 class Remembering(Predictor):
@@ -93,11 +94,9 @@ class Remembering(Predictor):
 
     Attributes:
         last: the map of the last case, before it was refined.
-        grid: its working grid.
     """
 
     last: MeanMap
-    grid: Grid
     _source: str | None = None
 
     def score_case(self, made: Made) -> Scored:
@@ -106,7 +105,6 @@ class Remembering(Predictor):
             self._source = made.case.source
             self._known: dict[tuple[int, bytes], Tensor] = {}
         result = self.predict(made.image)
-        self.grid = result.grid
         return Scored(result.working, result.grid, result.sample_score)
 
     def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:

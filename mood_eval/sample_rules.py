@@ -108,8 +108,9 @@ def compare_rules(
 
 def _score(made: Made, predictor: Predictor, baselines: Baselines) -> dict[str, float]:
     result = predictor.predict(made.image)
-    scored = {name: rule(result.working) for name, rule in RULES.items()}
-    scored[PAPER] = result.sample_score  # of the map before its context weighed it
+    scored = {  # the paper's rule looks at the map before its context weighed it
+        name: result.sample_score if name == PAPER else rule(result.working) for name, rule in RULES.items()
+    }
     return scored | {FUSED: scored[PAPER] + baselines.score(made)[HISTOGRAM].sample}
 
 

@@ -45,7 +45,7 @@ class DeviceName(StrEnum):
 
 
 class SpeedName(StrEnum):
-    """How many networks run, and how close their windows stand."""
+    """Whether the members run, or their averages."""
 
     EXACT = "exact"
     FAST = "fast"
@@ -96,7 +96,7 @@ def predict(
     device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
     speed: Annotated[
         SpeedName,
-        typer.Option(help="exact: as published. fast: one network in place of many, on fewer windows."),
+        typer.Option(help="exact: as published. fast: one network for all with the same start and edges."),
     ] = SpeedName.EXACT,
     time_limit: Annotated[
         float | None,

@@ -74,7 +74,7 @@ class Augmentation:
         if not image.any():
             return image  # zeros stay, and MONAI would warn
         air = image == 0
-        patch = np.where(air, 0, np.asarray(self._intensity(image[None]), dtype=np.float32)[0])
+        patch = np.asarray(self._intensity(image[None]), dtype=np.float32)[0]
         return np.clip(np.where(air, 0, patch), 0, 1)
 
     def place(self, crops: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

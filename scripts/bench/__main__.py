@@ -138,7 +138,10 @@ def main() -> None:
     parser.add_argument("--preset", choices=("compact", "reference"), default="compact")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument(
-        "--peer-members", type=int, help="time the peer, which takes longest, with no more than these"
+        "--peer-members",
+        type=int,
+        default=sys.maxsize,
+        help="time the peer, which takes longest, with no more than these",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -152,10 +155,11 @@ def main() -> None:
     for size in map(Size.parse, options.sizes):
         for members in options.members:
             with tempfile.TemporaryDirectory() as folder:
-                with_peer = members <= (options.peer_members or members)
+                with_peer = members <= options.peer_members
                 made, difference = bench(Path(folder), size, members, options.preset, options.runs, with_peer)
             print(table(made, int(np.prod(size.shape))), flush=True)
-            differences += [] if difference is None else [difference]
+            if difference is not None:
+                differences.append(difference)
             rows += made
     counted = bench_average_precision(options.runs)
     print(table(counted, COUNTED))

@@ -70,6 +70,23 @@ def test_members_of_one_kind_of_edges_have_a_row_where_that_is_a_choice(
     assert pair.rows[ENSEMBLE] == table.rows["hard members"]
 
 
+def test_each_mean_is_of_the_members_themselves(
+    scans: Path, make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The ensemble's row, after that of the hard members, is what the ensemble gives, with its context."""
+    folder = make_weights(tmp_path / "weights", count=3, smoothing=3.0, context=9.0)
+    manifest = read_manifest(folder / "brain")
+    soft = manifest.members[2].model_copy(update={"edges": "smooth"})
+    write_manifest(folder / "brain", manifest.with_members((*manifest.members[:2], soft)))
+    paths = find_scans(scans)
+    row = evaluate_members(paths, RECIPE, folder, "cpu").rows[ENSEMBLE]
+    cases, predictor = _all_cases(paths), Predictor.load(Region.BRAIN, folder, "cpu")
+    maps = [predictor.predict(made.image) for made in cases]
+    total = merge(ScoreCounts.of(one.scores, made.label) for one, made in zip(maps, cases, strict=True))
+    assert row.pixel_ap == pytest.approx(average_precision(total), rel=1e-3)
+    assert row.dice_threshold == pytest.approx(best_dice(total).threshold, rel=2e-3)
+
+
 def test_table_as_text(scans: Path, weights: Path) -> None:
     table = evaluate_members(find_scans(scans), RECIPE, weights, "cpu")
     head, rule, *rows = table.markdown().splitlines()
