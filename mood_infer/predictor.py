@@ -27,7 +27,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
 from mood_infer.intensity import UnitRule
-from mood_infer.memory import Memory, Room
+from mood_infer.memory import CPU_PAIR_VOXELS, Memory, Room
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
 from mood_infer.refinement import MeanMap
@@ -113,9 +113,8 @@ class Predictor:
         self._time_limit = time_limit
         self._clock = clock
         self._device = device
-        batch = max(1, CUDA_BATCH_VOXELS // manifest.window**3) if device.type == "cuda" else 1
-        self._room = Room(device, device, batch)
         self._reduced = reduced_precision(device) if precision == "auto" else None
+        self._room = Room(device, device, self._batch())
         # channels last is the layout in which the convolutions are fast, on both kinds of device
         layout = torch.channels_last_3d
         self._networks = [network.to(device).to(memory_format=layout) for network in networks]  # type: ignore[call-overload]
@@ -298,6 +297,12 @@ class Predictor:
             if self._clock() + count * seconds <= end:
                 break
         return overlap
+
+    def _batch(self) -> int:
+        if self._device.type == "cuda":
+            return max(1, CUDA_BATCH_VOXELS // self._manifest.window**3)
+        # a single small float32 input does not get oneDNN's convolutions from torch: thrice as slow
+        return 2 if not self._reduced and 2 * self._manifest.window**3 <= CPU_PAIR_VOXELS else 1
 
     def _scorer(self, number: int, room: Room) -> Score:
         network = self._networks[number].to(room.compute)

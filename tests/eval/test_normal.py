@@ -19,7 +19,7 @@ from mood_infer.weights import read_manifest
 @pytest.fixture
 def own_weights(make_weights: Callable[..., Path], tmp_path: Path) -> Path:
     """Three networks whose manifest knows scores of normal scans once the command has run."""
-    return make_weights(tmp_path / "weights", count=3)
+    return make_weights(tmp_path / "weights", count=3, spacing=3.0)
 
 
 def test_the_command_stores_what_the_ensemble_says(
