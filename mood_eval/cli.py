@@ -282,13 +282,13 @@ def sample_rules(
 ) -> None:
     """Compare ways to make one score of a map, on the very cases of ``members``."""
     from mood_eval.baselines import Baselines
+    from mood_eval.members import Remembering
     from mood_eval.sample_rules import HISTOGRAM, compare_rules
-    from mood_infer.predictor import Predictor
 
     chosen = _scans(scans, region, split, part)
     recipe = one_each(region, seed, family.value, len(chosen), each, spacing)
     fitted = Baselines.fit(training_scans(find_scans(scans), read_split(split, region)), region, [HISTOGRAM])
-    predictor = Predictor.load(region, weights, device.value)
+    predictor = Remembering.load(region, weights, device.value)
     table = compare_rules(chosen, recipe, predictor, fitted, _say_case)
     typer.echo(table.markdown())
     if json_file is not None:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from mood_eval.baselines import Baselines
+from mood_eval.members import Remembering
 from mood_eval.ranking import draw_lists, list_precisions
 from mood_eval.summary import count_samples
 from mood_eval.table import Report, make_all, markdown_table
 from mood_eval.validation_set import HEALTHY, Case, Made, Recipe
-from mood_infer.predictor import Predictor
 from mood_infer.scores import TOP_VOXELS, mean_of_top, sample_score
 from mood_infer.volume import Array3D
 
@@ -80,7 +80,7 @@ class RuleTable(BaseModel):
 def compare_rules(
     scans: Sequence[Path],
     recipe: Recipe,
-    predictor: Predictor,
+    predictor: Remembering,
     baselines: Baselines,
     report: Report | None = None,
 ) -> RuleTable:
@@ -106,11 +106,11 @@ def compare_rules(
     return table_of({name: np.array(values) for name, values in scores.items()}, anomalous, halves(cases))
 
 
-def _score(made: Made, predictor: Predictor, baselines: Baselines) -> dict[str, float]:
-    result = predictor.predict(made.image)
-    scored = {  # the paper's rule looks at the map before its context weighed it
-        name: result.sample_score if name == PAPER else rule(result.working) for name, rule in RULES.items()
-    }
+def _score(made: Made, predictor: Remembering, baselines: Baselines) -> dict[str, float]:
+    predictor.score_case(made)
+    # a scan's score is that of the map before its context weighs it
+    scores, _ = predictor.last.refined(predictor.manifest.smoothing, 0)
+    scored = {name: rule(scores) for name, rule in RULES.items()}
     return scored | {FUSED: scored[PAPER] + baselines.score(made)[HISTOGRAM].sample}
 
 

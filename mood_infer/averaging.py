@@ -1,8 +1,9 @@
 """One network in place of several: the mean of the weights of members that started from the same network.
 
-Networks trained on from one network stay close to it: the mean of their weights is a network again, as good
-as the mean of their maps and as cheap as one of them (Wortsman et al., "Model soups", ICML 2022). The mean of
-networks with starts of their own is worth nothing, so those stay as they are.
+Networks trained on for a while from one network stay close to it: the mean of their weights is a network
+again, as good as the mean of their maps and as cheap as one of them (Wortsman et al., "Model soups", ICML
+2022). Measured for the 400 and 1,100 steps of ``compact``; nothing here says how many steps are too many. The
+mean of networks with starts of their own is worth nothing, so those stay as they are.
 """
 
 import copy
@@ -24,7 +25,8 @@ def average_members(manifest: Manifest, networks: Sequence[nn.Module]) -> tuple[
 
     Returns:
         A manifest whose members are the averages, in the order of the first of each, and their networks. A
-        member without a start, or with one of its own, is its own average.
+        member without a start, or with one of its own, is its own average. The file of an average names all
+        that are in it, its sha256 is over theirs; its steps, seed and data are those of the first.
     """
     alike: dict[object, list[tuple[Member, nn.Module]]] = {}
     for member, network in zip(manifest.members, networks, strict=True):

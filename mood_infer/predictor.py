@@ -57,11 +57,13 @@ class AnomalyMap:
 
     Attributes:
         working: (X, Y, Z) float32 scores in [0,1] on the working grid, finite.
-        sample_score: one score in [0,1] for the whole scan (paper, section 2.4), from the working grid.
+        sample_score: one score in [0,1] for the whole scan (paper, section 2.4), from the working grid and
+            before the scores were weighed by their context: a small anomaly may score higher than its voxels.
         image: (X, Y, Z) float32 in [0,1], the scan as the networks saw it, on the working grid.
         grid: the working grid, axes in RAS order.
         scan: the scan's own grid.
-        members: files of the networks whose scores were averaged.
+        members: files of the networks whose scores were averaged; for a network that is a mean of some, their
+            names.
         seconds: wall time of preparation and prediction.
         warnings: one sentence for each reason to doubt the scores.
         complete: whether time was enough for every member, with the windows as close as they should be.
@@ -301,8 +303,12 @@ class Predictor:
     def _batch(self) -> int:
         if self._device.type == "cuda":
             return max(1, CUDA_BATCH_VOXELS // self._manifest.window**3)
-        # a single small float32 input does not get oneDNN's convolutions from torch: thrice as slow
-        return 2 if not self._reduced and 2 * self._manifest.window**3 <= CPU_PAIR_VOXELS else 1
+        return 2 if self._needs_pairs(self._device) else 1
+
+    def _needs_pairs(self, device: torch.device) -> bool:
+        """Whether torch would compute a lone window without oneDNN, which takes thrice as long."""
+        small = 2 * self._manifest.window**3 <= CPU_PAIR_VOXELS
+        return device.type == "cpu" and self._half(device) is None and small
 
     def _scorer(self, number: int, room: Room) -> Score:
         network = self._networks[number].to(room.compute)
@@ -310,18 +316,26 @@ class Predictor:
 
     def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
         """(B, 1, w, w, w) intensities to one member's scores, float32."""
+        count = len(windows)
+        if count == 1 and self._needs_pairs(windows.device):
+            windows = windows.repeat(2, 1, 1, 1, 1)
         windows = windows.to(memory_format=torch.channels_last_3d)
         with self._autocast(windows.device):
             logits = window_logits(network, windows)
         if not bool(torch.isfinite(logits).all()):  # float16 may overflow; float32 does not
             logits = window_logits(network, windows)
-        return torch.sigmoid(logits).nan_to_num_(nan=0.0)
+        return torch.sigmoid(logits[:count]).nan_to_num_(nan=0.0)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        if self._reduced is None or device.type != self._device.type:
+        half = self._half(device)
+        if half is None:
             return nullcontext()
-        context: AbstractContextManager[None] = torch.autocast(device.type, dtype=self._reduced)
+        context: AbstractContextManager[None] = torch.autocast(device.type, dtype=half)
         return context
+
+    def _half(self, device: torch.device) -> torch.dtype | None:
+        """The 16-bit format on a device: that of the first choice has none on another."""
+        return self._reduced if device.type == self._device.type else None
 
     def _shortened(self, overlap: float, used: int) -> tuple[str, ...]:
         """What the time limit took away, in sentences."""

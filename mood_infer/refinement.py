@@ -14,6 +14,7 @@ from mood_infer.scores import sample_score
 from mood_infer.volume import Array3D
 
 LONG_SIGMA = 5.0  # voxels from which boxes are quicker than a Gaussian, and near enough to one
+REACH = 4  # sigmas beyond which SciPy's Gaussian is nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +44,27 @@ class MeanMap:
                 because an anomaly need not be large to count for the scan.
         """
         working = np.full(self.shape, self.outside, np.float32)
-        working[self.box] = scores = smooth(self.inside, self.outside, self.spacing, smoothing)
+        working[self.box] = self.inside
+        near = self._box_and(REACH * (smoothing + context))
+        working[near] = scores = smooth(working[near], self.spacing, smoothing)
         score = sample_score(working)
-        working[self.box] = weigh_by_context(scores, self.outside, self.spacing, context)
+        working[near] = weigh_by_context(scores, self.spacing, context)
         return working, score
 
+    def _box_and(self, reach: float) -> tuple[slice, ...]:
+        """The box and what lies within so many mm of it in the grid."""
+        more = [math.ceil(reach / length) for length in self.spacing]
+        return tuple(
+            slice(max(side.start - n, 0), min(side.stop + n, end))
+            for side, n, end in zip(self.box, more, self.shape, strict=True)
+        )
 
-def smooth(scores: Array3D, outside: float, spacing: Sequence[float], sigma: float) -> Array3D:
-    """A map smoothed by a Gaussian.
+
+def smooth(scores: Array3D, spacing: Sequence[float], sigma: float) -> Array3D:
+    """A map smoothed by a Gaussian, and mirrored where it ends: nothing is known beyond a scan's end.
 
     Args:
         scores: (X, Y, Z) float32 in [0,1].
-        outside: the score of everything around the map.
         spacing: of its voxels along each axis, in mm.
         sigma: of the Gaussian, in mm.
 
@@ -65,11 +75,11 @@ def smooth(scores: Array3D, outside: float, spacing: Sequence[float], sigma: flo
         return scores
     smoothed = scores.copy()
     for axis, length in enumerate(spacing):
-        _blur(smoothed, axis, sigma / length, outside)
+        _blur(smoothed, axis, sigma / length)
     return smoothed.clip(0, 1, out=smoothed)  # the running sums of boxes may end a little below 0
 
 
-def weigh_by_context(scores: Array3D, outside: float, spacing: Sequence[float], sigma: float) -> Array3D:
+def weigh_by_context(scores: Array3D, spacing: Sequence[float], sigma: float) -> Array3D:
     """The geometric mean of each score and the scores around it.
 
     A lone false alarm falls and what lies in the middle of many others rises, while borders stay where they
@@ -77,7 +87,6 @@ def weigh_by_context(scores: Array3D, outside: float, spacing: Sequence[float], 
 
     Args:
         scores: (X, Y, Z) float32 in [0,1].
-        outside: the score of everything around the map.
         spacing: of its voxels along each axis, in mm.
         sigma: of the Gaussian that says how much each of the scores around counts, in mm.
 
@@ -86,17 +95,17 @@ def weigh_by_context(scores: Array3D, outside: float, spacing: Sequence[float], 
     """
     if sigma == 0:
         return scores
-    around = smooth(scores, outside, spacing, sigma)
+    around = smooth(scores, spacing, sigma)
     return np.sqrt(np.multiply(scores, around, out=around), out=around)
 
 
-def _blur(scores: Array3D, axis: int, sigma: float, outside: float) -> None:
+def _blur(scores: Array3D, axis: int, sigma: float) -> None:
     """Smooth along one axis in place; ``sigma`` in voxels."""
     if sigma < LONG_SIGMA:
-        ndimage.gaussian_filter1d(scores, sigma, axis, output=scores, mode="constant", cval=outside)
+        ndimage.gaussian_filter1d(scores, sigma, axis, output=scores, mode="reflect")
         return
-    for width in _box_widths(sigma):
-        ndimage.uniform_filter1d(scores, width, axis, output=scores, mode="constant", cval=outside)
+    for width in _box_widths(sigma):  # what is mirrored at its ends still is after each
+        ndimage.uniform_filter1d(scores, width, axis, output=scores, mode="reflect")
 
 
 def _box_widths(sigma: float) -> list[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from mood_infer.errors import UserError
 from mood_infer.volume import write_atomically
@@ -65,13 +66,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint of this software; remove it to start anew.") from error
 
 
+def run_config(path: Path, checkpoint: Checkpoint) -> RunConfig:
+    """The configuration in a checkpoint.
+
+    Raises:
+        UserError: another version wrote it, which had other settings; the text names one.
+    """
+    try:
+        return RunConfig.model_validate_json(checkpoint.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path}: written by version {checkpoint.code_version}, whose setting {setting} this version "
+            "cannot take; use that version, or train anew."
+        ) from error
+
+
 def check_same_run(path: Path, checkpoint: Checkpoint, config: RunConfig, data_sha256: str) -> None:
     """Refuse to go on with another configuration or other data; more time or steps are allowed.
 
     Raises:
         UserError: something that decides what the run computes has changed; the text names it.
     """
-    before = RunConfig.model_validate_json(checkpoint.config)
+    before = run_config(path, checkpoint)
     for name in ("region", "edges", "fold", "seed", "started_from"):
         if getattr(before, name) != getattr(config, name):
             value = getattr(before, name)

@@ -13,7 +13,7 @@ from mood_infer.errors import UserError
 from mood_infer.network import build_network
 from mood_infer.volume import write_atomically
 from mood_infer.weights import MANIFEST_NAME, Manifest, Member, encode_member, read_manifest, write_manifest
-from mood_train.checkpoint import Checkpoint, read_checkpoint
+from mood_train.checkpoint import Checkpoint, read_checkpoint, run_config
 from mood_train.config import RunConfig
 
 
@@ -43,7 +43,7 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
         UserError: no checkpoint, or the weights there already are of another network, grid or rule.
     """
     checkpoint = read_checkpoint(checkpoint_path)
-    config = RunConfig.model_validate_json(checkpoint.config)
+    config = run_config(checkpoint_path, checkpoint)
     folder = weights / config.region.value
     folder.mkdir(parents=True, exist_ok=True)
     network = build_network(config.preset.network)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError
-from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint, run_config
 from mood_train.config import RegionConfig, RunConfig
 from mood_train.data import CachedScan, list_scans, load_scans
 from mood_train.folds import Split, make_split, read_split, write_split
@@ -110,7 +110,7 @@ def is_finished(out: Path, config: RunConfig) -> bool:
     if not (out / CHECKPOINT_NAME).exists():
         return False
     checkpoint = read_checkpoint(out / CHECKPOINT_NAME)
-    same = RunConfig.model_validate_json(checkpoint.config) == config
+    same = run_config(out / CHECKPOINT_NAME, checkpoint) == config
     return same and checkpoint.step >= config.preset.optimiser.steps
 
 

@@ -9,7 +9,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_infer.network import NetworkConfig
 from mood_infer.weights import load_member, read_manifest
-from mood_train.checkpoint import read_checkpoint
+from mood_train.checkpoint import read_checkpoint, run_config
 from mood_train.config import RunConfig
 from mood_train.export import trained_state
 
@@ -63,7 +63,7 @@ def read_start(path: Path, config: RunConfig) -> Start:
 
 def _from_checkpoint(path: Path) -> Start:
     checkpoint = read_checkpoint(path)
-    config = RunConfig.model_validate_json(checkpoint.config)
+    config = run_config(path, checkpoint)
     return Start(
         network=config.preset.network,
         region=config.region,

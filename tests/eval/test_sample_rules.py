@@ -1,5 +1,6 @@
 """Rules for the score of a scan, against numbers by hand and scikit-learn."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from mood_eval.baselines import Baselines
+from mood_eval.members import Remembering
 from mood_eval.sample_rules import FUSED, HISTOGRAM, PAPER, RULES, compare_rules, halves, table_of
 from mood_eval.validation_set import HEALTHY, Recipe, make_cases, plan_cases
 from mood_infer.challenge import Region, find_scans
@@ -35,11 +37,16 @@ def test_the_table_is_scikit_learn_s_on_each_half() -> None:
     assert table.rows[PAPER].gain == table.rows[PAPER].low == table.rows[PAPER].high == 0
 
 
-def test_every_case_is_scored_by_every_rule(scans: Path, weights: Path) -> None:
+def test_every_case_is_scored_by_every_rule(
+    scans: Path, make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By the map before its context weighs it, as a scan's own score is."""
+    weights = make_weights(tmp_path, smoothing=1.5, context=6.0)
     paths = find_scans(scans)
     recipe = Recipe(Region.BRAIN, 2, {HEALTHY: 2, "noise": 2, "shift": 2})
-    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    predictor = Remembering.load(Region.BRAIN, weights, "cpu")
     baselines = Baselines.fit(paths, Region.BRAIN, [HISTOGRAM])
+    plain = make_weights(tmp_path / "plain", smoothing=1.5)
     table = compare_rules(paths, recipe, predictor, baselines)
     assert list(table.rows) == [*RULES, FUSED] and table.cases == 3
     plan = plan_cases(paths, recipe)
@@ -57,5 +64,9 @@ def test_every_case_is_scored_by_every_rule(scans: Path, weights: Path) -> None:
     truth = np.array([bool(one.label.any()) for one in made])
     values = np.array([predictor.predict(one.image).sample_score for one in made])
     assert table.rows[PAPER].told_on == pytest.approx(average_precision_score(truth[told], values[told]))
+    before = Predictor.load(Region.BRAIN, plain, "cpu")
+    highest = np.array([before.predict(one.image).working.max() for one in made])
+    told_on = table.rows["mean of the top 1"].told_on
+    assert told_on == pytest.approx(average_precision_score(truth[told], highest[told]))
     fused = values + [baselines.score(one)[HISTOGRAM].sample for one in made]
     assert table.rows[FUSED].chosen_on == pytest.approx(average_precision_score(truth[~told], fused[~told]))

@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mood_infer.errors import UserError
 from mood_infer.network import NetworkConfig, build_network
 from mood_infer.weights import Manifest, load_member, read_manifest, write_manifest
 from mood_train import export as export_module
-from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint, write_checkpoint
 from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
 from mood_train.export import export_member
@@ -216,6 +217,13 @@ def test_a_checkpoint_of_another_run_is_refused(
         Trainer(config.model_copy(update={"seed": 9}), scans, [], out)
     with pytest.raises(UserError, match="other scans"):
         Trainer(config, scans[:2], [], out)
+    checkpoint = read_checkpoint(out / CHECKPOINT_NAME)
+    older = checkpoint.config[:-1] + ', "gone": 0.5}'
+    write_checkpoint(out / CHECKPOINT_NAME, replace(checkpoint, config=older))
+    with pytest.raises(UserError, match="whose setting gone this version cannot take"):
+        Trainer(config, scans, [], out)
+    with pytest.raises(UserError, match="whose setting gone this version cannot take"):
+        export_member(out / CHECKPOINT_NAME, out / "weights", "balls", "CC0")
     (out / CHECKPOINT_NAME).write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="not a checkpoint"):
         Trainer(config, scans, [], out)
