@@ -82,11 +82,6 @@ def _make_member(folder: Path, seed: int, number: int) -> Member:
         for name, tensor in network.named_parameters():
             if "norm" in name:  # as training leaves them: neither all ones nor all zeros
                 tensor.add_(0.3 * torch.randn_like(tensor))
-        for name, tensor in network.named_buffers():
-            if "running_mean" in name:
-                tensor.add_(0.1 * torch.randn_like(tensor))
-            elif "running_var" in name:
-                tensor.mul_(1 + 0.5 * torch.rand_like(tensor))
     file = f"member{number}.safetensors"
     sha256 = save_member(folder / file, network)
     return Member(

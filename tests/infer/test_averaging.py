@@ -34,6 +34,11 @@ def mixed(make_weights: Callable[..., Path], tmp_path: Path) -> tuple[Path, Mani
 def test_members_of_one_start_and_kind_become_the_mean_of_their_weights(mixed: tuple[Path, Manifest]) -> None:
     folder, manifest = mixed
     networks = [load_member(folder, manifest, member) for member in manifest.members]
+    torch.manual_seed(0)
+    for network in networks:  # statistics as training leaves them, each network's own
+        for name, tensor in network.named_buffers():
+            if "running" in name:
+                tensor.add_(torch.rand_like(tensor))
     before = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in networks]
     averaged, made = average_members(manifest, networks)
     files = [member.file for member in manifest.members]

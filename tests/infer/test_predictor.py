@@ -127,11 +127,11 @@ def test_maps_are_smoothed_by_millimetres_on_their_own_grid(
     assert 0.01 < inside.mean() < 0.9
     expected = ndimage.gaussian_filter(plain, np.divide(3.0, steps), mode="reflect")
     np.testing.assert_allclose(maps[3.0].working, expected, atol=1e-5)
-    assert np.abs(plain - expected).max() > 0.002
+    assert np.abs(plain - expected).max() > 0.02
     around = ndimage.gaussian_filter(maps[3.0].working, np.divide(9.0, steps), mode="reflect")
     weighed = np.sqrt(maps[3.0].working * around)
     np.testing.assert_allclose(maps[12.0].working, weighed, atol=1e-5)
-    assert np.abs(maps[3.0].working - weighed).max() > 0.002
+    assert np.abs(maps[3.0].working - weighed).max() > 0.02
 
 
 @pytest.mark.parametrize(("upsample", "length", "told"), [(True, 3.0, "1 mm"), (False, 6.5, "up to 6 mm")])
