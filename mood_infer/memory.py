@@ -17,7 +17,7 @@ from mood_infer.weights import Manifest
 # Measured peaks lie a little below: see tests/infer/test_memory.py.
 BASE_BYTES = 450e6  # Python and torch
 PARAMETER_BYTES = 6  # for each parameter of each member
-CPU_PAIR_VOXELS = 2**19  # windows are computed two at once where these have no more voxels, as of 64^3
+CPU_PAIR_VOXELS = 2**21  # windows are computed two at once where these have no more voxels, as of 96^3
 FEATURE_BYTES = 28  # for each voxel computed at once and feature at full resolution, in float32
 SCAN_BYTES = 20  # for each voxel of the scan
 WORKING_BYTES = 24  # for each voxel of the working grid
@@ -36,7 +36,8 @@ def needed_bytes(scan: Grid, manifest: Manifest) -> float:
     voxels = math.prod(scan.shape)
     working = math.prod(working_grid(scan, manifest.spacing, manifest.upsample).shape)
     parameters = len(manifest.members) * count_parameters(manifest.network)
-    features = max(manifest.window**3, CPU_PAIR_VOXELS) * manifest.network.widths[0]
+    pair = 2 * manifest.window**3
+    features = (pair if pair <= CPU_PAIR_VOXELS else pair // 2) * manifest.network.widths[0]
     ensemble = PARAMETER_BYTES * parameters + FEATURE_BYTES * features
     return BASE_BYTES + ensemble + SCAN_BYTES * voxels + WORKING_BYTES * working
 

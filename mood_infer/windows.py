@@ -92,7 +92,7 @@ def slide(
     corners = product(*starts)
     done, count = 0, math.prod(map(len, starts))
     while places := [tuple(slice(n, n + window) for n in corner) for corner in islice(corners, batch)]:
-        scores = _score_windows([padded[place] for place in places], score, memo)
+        scores = _score_windows(torch.stack([padded[place] for place in places]), score, memo)
         for place, scored in zip(places, scores, strict=True):
             total[place].addcmul_(scored, weights)
         done += len(places)
@@ -107,17 +107,19 @@ def slide(
     return total[inner]
 
 
-def _score_windows(windows: list[Tensor], score: Score, memo: dict[float, Tensor]) -> list[Tensor]:
-    """(w, w, w) scores of each window; those of constant windows are kept in ``memo`` and found there."""
-    values = [_only_value(window) for window in windows]
-    for window, value in zip(windows, values, strict=True):
-        if value is not None and value not in memo:
-            memo[value] = score(window[None, None])[0, 0].float()
-    varied = [window for window, value in zip(windows, values, strict=True) if value is None]
-    fresh = iter(score(torch.stack(varied)[:, None])[:, 0].float() if varied else ())
-    return [next(fresh) if value is None else memo[value] for value in values]
-
-
-def _only_value(window: Tensor) -> float | None:
-    low, high = (float(bound) for bound in torch.aminmax(window))
-    return low if low == high else None
+def _score_windows(windows: Tensor, score: Score, memo: dict[float, Tensor]) -> Tensor:
+    """(B, w, w, w) scores of as many windows; those of constant ones are kept in ``memo`` and found there."""
+    low, high = windows.flatten(1).aminmax(dim=1)
+    values = low.tolist()  # on a GPU one question for all windows: each answer is waited for
+    varied = (low != high).tolist()
+    if all(varied):
+        return score(windows[:, None])[:, 0].float()
+    scores = torch.empty_like(windows)
+    for number, value in enumerate(values):
+        if not varied[number]:
+            if value not in memo:
+                memo[value] = score(windows[number][None, None])[0, 0].float()
+            scores[number] = memo[value]
+    if any(varied):
+        scores[varied] = score(windows[varied][:, None])[:, 0].float()
+    return scores

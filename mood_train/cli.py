@@ -10,13 +10,14 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 
 if TYPE_CHECKING:
+    from mood_train.config import Preset
     from mood_train.run import Material
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Data = Annotated[Path, typer.Option(help="Folder of normal scans, or a JSON list with a 'training' key.")]
 RegionOption = Annotated[Region, typer.Option(help="Body region; decides intensity rule and grid.")]
-Preset = Annotated[str, typer.Option(help="Name of a shipped preset, or a TOML file.")]
+PresetName = Annotated[str, typer.Option(help="Name of a shipped preset, or a TOML file.")]
 Seed = Annotated[int, typer.Option(help="Of every random draw.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for prepared scans; by default OUT/cache.")]
 Split = Annotated[
@@ -54,7 +55,7 @@ def preview(
     data: Data,
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     region: RegionOption = Region.BRAIN,
-    preset: Preset = "compact",
+    preset: PresetName = "compact",
     edges: Annotated[str, typer.Option(help="hard or smooth.")] = "smooth",
     count: Annotated[int, typer.Option(min=1, help="Samples to draw.")] = 10,
     seed: Seed = 0,
@@ -62,11 +63,13 @@ def preview(
 ) -> None:
     """Draw a sheet of synthetic anomalies."""
     from mood_train.anomalies.generator import AnomalyGenerator
-    from mood_train.config import RunConfig, load_preset
+    from mood_train.config import RunConfig
     from mood_train.data import list_scans, load_scans
     from mood_train.preview import draw_preview
 
-    config = RunConfig(preset=load_preset(preset), region=region, edges=_edges(edges), fold=None, seed=seed)
+    config = RunConfig(
+        preset=_preset(preset, region), region=region, edges=_edges(edges), fold=None, seed=seed
+    )
     scans = load_scans(list_scans(data), config.place, cache or out.parent / "cache")
     draw_preview(AnomalyGenerator(scans, config), count, out)
     typer.echo(str(out))
@@ -77,7 +80,7 @@ def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run there goes on.")],
     region: RegionOption = Region.BRAIN,
-    preset: Preset = "compact",
+    preset: PresetName = "compact",
     fold: Annotated[int, typer.Option(min=-1, help="Fold left out, 0-4; -1 trains on all five.")] = 0,
     edges: Annotated[str, typer.Option(help="hard or smooth.")] = "hard",
     split: Split = None,
@@ -99,14 +102,14 @@ def fit(
 
     Ends with 0 when the schedule is done, 75 when it was stopped by a signal and can be resumed.
     """
-    from mood_train.config import RunConfig, load_preset
+    from mood_train.config import RunConfig
     from mood_train.export import export_member
     from mood_train.run import Means, stop_on_signal, train
     from mood_train.start import start_name
 
     _use(threads)
     config = RunConfig(
-        preset=load_preset(preset),
+        preset=_preset(preset, region),
         region=region,
         edges=_edges(edges),
         fold=None if fold < 0 else fold,
@@ -133,7 +136,7 @@ def ensemble(
     out: Annotated[Path, typer.Option(help="Folder with a folder a run; what is finished there stays.")],
     weights: Annotated[Path, typer.Option(help="Export each member there as it is finished.")],
     region: RegionOption = Region.BRAIN,
-    preset: Preset = "compact",
+    preset: PresetName = "compact",
     split: Split = None,
     start_from: StartFrom = None,
     start_smooth_from: Annotated[
@@ -152,7 +155,6 @@ def ensemble(
 
     Ends with 0 when all are done, 75 when it was stopped by a signal and can be resumed.
     """
-    from mood_train.config import load_preset
     from mood_train.ensemble import plan_ensemble, train_ensemble
     from mood_train.export import export_member
     from mood_train.run import Means, stop_on_signal
@@ -162,7 +164,9 @@ def ensemble(
     first, first_smooth = (path.resolve() if path else None for path in (start_from, start_smooth_from))
     if first_smooth and not first:
         raise UserError("--start-smooth-from: give --start-from as well, for the members with hard edges.")
-    jobs = plan_ensemble(load_preset(preset), region, seed, len(material.split.folds), first, first_smooth)
+    jobs = plan_ensemble(
+        _preset(preset, region), region, seed, len(material.split.folds), first, first_smooth
+    )
     done = train_ensemble(
         jobs,
         material,
@@ -188,6 +192,15 @@ def export(
 
     checkpoint = run / "checkpoint.pt" if run.is_dir() else run
     typer.echo(str(export_member(checkpoint, weights, data_name, licence)))
+
+
+def _preset(name: str, region: Region) -> "Preset":
+    from mood_train.config import load_preset
+
+    preset = load_preset(name)
+    if region not in preset.regions:
+        raise UserError(f"--preset {name}: has no recipe for {region.value}; give another.")
+    return preset
 
 
 def _edges(name: str) -> Any:

@@ -127,6 +127,7 @@ class OptimiserConfig(_Section):
     Attributes:
         steps: optimiser steps of the whole schedule.
         batch: patches a step and process.
+        shown: how often each sample is shown; 1: never again. More where a GPU waits for samples.
         max_lr: peak learning rate.
         weight_decay: of AdamW.
         positive_weight: of the loss where there is an anomaly; above 1 a network learns to find the few such
@@ -136,6 +137,7 @@ class OptimiserConfig(_Section):
 
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
+    shown: int = Field(default=1, ge=1)
     max_lr: float = Field(gt=0)
     weight_decay: float = Field(default=1e-5, ge=0)
     positive_weight: float = Field(default=1.0, ge=1)

@@ -1,5 +1,6 @@
 """The training loop (paper, sections 2.3 and 3.1.1): the same command on a CPU, a GPU, or many."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ from mood_train.checkpoint import (
 from mood_train.config import RunConfig
 from mood_train.data import CachedScan, data_digest
 from mood_train.origin import code_version, hardware
+from mood_train.replay import KEPT, Batch, Replay
 from mood_train.start import Start
 
 OUTPUT_WEIGHTS = (8.0, 4.0, 2.0, 1.0)  # full resolution first
@@ -155,7 +157,7 @@ class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def sample_numbers(first_step: int, batch: int, rank: int, world: int) -> Iterator[int]:
-    """The samples of a rank from a step on, without end: each step has batch x world of them, none twice."""
+    """The samples of a rank from a batch on, without end: each has batch x world of them, none twice."""
     step = first_step
     while True:
         start = (step * world + rank) * batch
@@ -223,6 +225,7 @@ class Trainer:
             AveragedModel(self._plain, multi_avg_fn=average, use_buffers=True) if recipe.ema_decay else None
         )
         self._step, self._seconds, self._steps_before, self._minutes_before = 0, 0.0, 0, 0.0
+        self._replay = Replay(config.seed, self._accelerator.process_index)
         if (out / CHECKPOINT_NAME).exists():
             self._resume()
 
@@ -253,7 +256,7 @@ class Trainer:
             return self._fit(stop)
 
     def _fit(self, stop: Callable[[], bool]) -> Result:
-        batches = iter(self._batches())
+        batches = self._batches()
         main = self._accelerator.is_main_process
         writer = SummaryWriter(str(self._out / "tensorboard")) if main else None
         limit = self._config.max_minutes or math.inf
@@ -295,13 +298,20 @@ class Trainer:
         The running means that training leaves hang on its last batches, and one odd batch among them has
         left a network that found everything in training and nothing in evaluation.
         """
+        for network in (self._network, self._ema):
+            if network is not None:
+                settle_norms(network, self._settling_images())
+
+    def _settling_images(self) -> Iterator[Tensor]:
+        """Images as in training; those that are kept to be shown again serve as well as new ones."""
+        if len(self._replay):
+            yield from self._replay.images()
+            return
         recipe = self._config.preset.optimiser
         count = min(SETTLING_BATCHES, recipe.steps) * recipe.batch
         samples = Subset(self._dataset, range(SETTLING_FROM, SETTLING_FROM + count))
-        for network in (self._network, self._ema):
-            if network is not None:
-                loader = DataLoader(samples, batch_size=recipe.batch, num_workers=self._workers)
-                settle_norms(network, (image.to(self._accelerator.device) for image, _ in loader))
+        for image, _ in DataLoader(samples, batch_size=recipe.batch, num_workers=self._workers):
+            yield image.to(self._accelerator.device)
 
     def _progress(self) -> float:
         share = self._step / self._config.preset.optimiser.steps
@@ -322,27 +332,48 @@ class Trainer:
     def _is_sound(self, loss: float) -> bool:
         """Whether the loss and all that would be saved are finite."""
         state = self._plain.state_dict().values()
-        return math.isfinite(loss) and all(bool(torch.isfinite(tensor).all()) for tensor in state)
+        # one question for all of them: each answer would be waited for
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in state])
+        return math.isfinite(loss) and bool(finite.all())
 
-    def _batches(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        batch = self._config.preset.optimiser.batch
+    def _batches(self) -> Iterator[Batch]:
+        """What each step from the next one on learns from; fresh samples, or some of the last ones again."""
+        shown = self._config.preset.optimiser.shown
+        made = -(-self._step // shown)
+        first = max(0, made - KEPT) if shown > 1 else made
+        fresh = self._fresh(first)
+        for _ in range(made - first):  # a run that goes on has seen these
+            self._replay.add(*next(fresh))
+        for step in itertools.count(self._step):
+            if step % shown:
+                yield self._replay.draw(step)
+                continue
+            batch = next(fresh)
+            if shown > 1:
+                self._replay.add(*batch)
+            yield batch
+
+    def _fresh(self, first: int) -> Iterator[Batch]:
+        batch, device = self._config.preset.optimiser.batch, self._accelerator.device
         numbers = sample_numbers(
-            self._step, batch, self._accelerator.process_index, self._accelerator.num_processes
+            first, batch, self._accelerator.process_index, self._accelerator.num_processes
         )
-        return DataLoader(
+        loader = DataLoader(
             self._dataset,
             batch_size=batch,
             sampler=numbers,
             num_workers=self._workers,
-            pin_memory=self._accelerator.device.type == "cuda",
+            pin_memory=device.type == "cuda",
         )
+        for image, label in loader:
+            yield image.to(device, non_blocking=True), label.to(device, non_blocking=True)
 
-    def _train_step(self, batch: list[Tensor], progress: float) -> Tensor:
+    def _train_step(self, batch: Batch, progress: float) -> Tensor:
         recipe = self._config.preset.optimiser
         lr, beta1 = one_cycle(progress, recipe.max_lr)
         for group in self._optimiser.param_groups:
             group["lr"], group["betas"] = lr, (beta1, 0.999)
-        image, label = (tensor.to(self._accelerator.device, non_blocking=True) for tensor in batch)
+        image, label = batch
         logits = self._network(image.to(memory_format=torch.channels_last_3d))
         loss = anomaly_loss(logits, label, recipe.positive_weight)
         self._accelerator.backward(loss)

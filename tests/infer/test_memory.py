@@ -54,7 +54,7 @@ def test_needed_bytes_by_hand(weights: Path) -> None:
     voxels = SCAN_BYTES * 10 * 20 * 31 + WORKING_BYTES * 10 * 20 * 16
     parameters = sum(one.numel() for one in build_network(manifest.network).parameters())
     ensemble = PARAMETER_BYTES * len(manifest.members) * parameters
-    features = FEATURE_BYTES * 2 * 64**3 * manifest.network.widths[0]  # the windows are smaller than that
+    features = FEATURE_BYTES * 2 * manifest.window**3 * manifest.network.widths[0]  # two at once
     assert needed_bytes(grid, manifest) == BASE_BYTES + ensemble + features + voxels
     kept = manifest.model_copy(update={"spacing": 1.5, "upsample": False})
     # 2 x 2 mm stay, 30 mm of 1 mm become 20 of 1.5

@@ -19,6 +19,7 @@ from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint, write_checkp
 from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
 from mood_train.export import export_member
+from mood_train.replay import KEPT, Replay
 from mood_train.start import read_start
 from mood_train.trainer import (
     Trainer,
@@ -107,14 +108,14 @@ def test_outputs_come_from_falling_resolutions(tiny_run: RunConfig) -> None:
     assert torch.equal(functional.interpolate(outputs[1][None, None], scale_factor=1)[0, 0], outputs[1])
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("ema", "shown"), [(0.0, 1), (0.9, 1), (0.0, 2)])
 def test_a_resumed_run_ends_as_an_unbroken_one(
-    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path, ema: float
+    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path, ema: float, shown: int
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
-    config = _with_steps(tiny_run, 6, ema_decay=ema)
+    config = _with_steps(tiny_run, 6, ema_decay=ema, shown=shown)
     Trainer(config, scans, [], whole).fit()
     first = Trainer(config, scans, [], broken)
     assert not first.fit(stop=lambda: first.step == 3).finished
@@ -130,6 +131,46 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     assert (ours.ema is not None) == bool(ema)
     for name, tensor in (ours.ema or {}).items():
         assert torch.equal(tensor, theirs.ema[name])  # type: ignore[index]
+
+
+def test_what_is_shown_again_are_the_last_samples_image_and_label_alike() -> None:
+    replay = Replay(seed=4, rank=0)
+    rng = np.random.default_rng(0)
+    batches = torch.from_numpy(rng.random((KEPT + 3, 2, 1, 4, 4, 4)).astype(np.float16)).float()
+    for batch in batches:
+        replay.add(batch, 1 - batch)
+    assert len(replay) == KEPT
+    torch.testing.assert_close(torch.stack(list(replay.images())), batches[3:], atol=0, rtol=0)
+    known = {tuple(sample.flatten().sort().values.tolist()): sample for sample in batches[3:].flatten(0, 1)}
+    mirrored, drawn = 0, set()
+    for step in range(300):
+        image, label = replay.draw(step)
+        torch.testing.assert_close(label, 1 - image, atol=1e-3, rtol=0)
+        for sample in image:
+            key = tuple(sample.flatten().sort().values.tolist())
+            drawn.add(key)
+            mirrored += any(torch.equal(sample, known[key].flip(axes)) for axes in ([1], [1, 2], [1, 3]))
+    assert len(drawn) > 0.95 * len(known)
+    assert 0.38 < mirrored / 600 < 0.6
+    for one, other in zip(replay.draw(7), replay.draw(7), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(replay.draw(7)[0], replay.draw(8)[0])
+
+
+def test_each_sample_is_shown_as_often_as_told(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path
+) -> None:
+    config = _with_steps(tiny_run, 7, shown=3)
+    trainer = Trainer(config, scans, [], out)
+    batches = trainer._batches()
+    shown = [next(batches)[0] for _ in range(7)]
+    fresh = [torch.stack([trainer._dataset[2 * n + i][0] for i in range(2)]) for n in range(3)]
+    for n in range(3):  # steps 0, 3 and 6 show new ones; one that is shown again went through half precision
+        assert torch.equal(shown[3 * n], fresh[n])
+    for step in (1, 2, 4, 5):
+        made = torch.cat(fresh[: step // 3 + 1]).half().float()
+        sums = {round(float(sample.double().sum()), 3) for sample in made}
+        assert {round(float(sample.double().sum()), 3) for sample in shown[step]} <= sums
 
 
 @pytest.mark.parametrize(("side", "levels"), [(16, 5), (32, 5), (64, 6)])
