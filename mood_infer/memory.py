@@ -26,6 +26,11 @@ GB = 1e9
 Result = TypeVar("Result")
 
 
+def cpu_batch(window: int) -> int:
+    """How many windows with a side of ``window`` voxels a CPU computes at once in float32, at most."""
+    return 2 if 2 * window**3 <= CPU_PAIR_VOXELS else 1
+
+
 def needed_bytes(scan: Grid, manifest: Manifest) -> float:
     """Resident memory that a process which scores one scan takes at most, on a CPU, from file to map.
 
@@ -36,8 +41,7 @@ def needed_bytes(scan: Grid, manifest: Manifest) -> float:
     voxels = math.prod(scan.shape)
     working = math.prod(working_grid(scan, manifest.spacing, manifest.upsample).shape)
     parameters = len(manifest.members) * count_parameters(manifest.network)
-    pair = 2 * manifest.window**3
-    features = (pair if pair <= CPU_PAIR_VOXELS else pair // 2) * manifest.network.widths[0]
+    features = cpu_batch(manifest.window) * manifest.window**3 * manifest.network.widths[0]
     ensemble = PARAMETER_BYTES * parameters + FEATURE_BYTES * features
     return BASE_BYTES + ensemble + SCAN_BYTES * voxels + WORKING_BYTES * working
 

@@ -27,7 +27,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
 from mood_infer.intensity import UnitRule
-from mood_infer.memory import CPU_PAIR_VOXELS, Memory, Room
+from mood_infer.memory import Memory, Room, cpu_batch
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
 from mood_infer.refinement import MeanMap
@@ -307,8 +307,8 @@ class Predictor:
 
     def _needs_pairs(self, device: torch.device) -> bool:
         """Whether torch would compute a lone window without oneDNN, which takes thrice as long."""
-        small = 2 * self._manifest.window**3 <= CPU_PAIR_VOXELS
-        return device.type == "cpu" and self._half(device) is None and small
+        in_float32 = device.type == "cpu" and self._half(device) is None
+        return in_float32 and cpu_batch(self._manifest.window) == 2
 
     def _scorer(self, number: int, room: Room) -> Score:
         network = self._networks[number].to(room.compute)

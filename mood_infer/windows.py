@@ -109,9 +109,9 @@ def slide(
 
 def _score_windows(windows: Tensor, score: Score, memo: dict[float, Tensor]) -> Tensor:
     """(B, w, w, w) scores of as many windows; those of constant ones are kept in ``memo`` and found there."""
-    low, high = windows.flatten(1).aminmax(dim=1)
-    values = low.tolist()  # on a GPU one question for all windows: each answer is waited for
-    varied = (low != high).tolist()
+    # on a GPU one question for all windows: each answer is waited for
+    values, highest = torch.stack(windows.flatten(1).aminmax(dim=1)).tolist()
+    varied = [low != high for low, high in zip(values, highest, strict=True)]
     if all(varied):
         return score(windows[:, None])[:, 0].float()
     scores = torch.empty_like(windows)
