@@ -151,9 +151,9 @@ def run_configs(plan: Plan, region: Region) -> dict[str, RunConfig]:
     """The training of each row that has one.
 
     Raises:
-        UserError: there is no such preset, or a row's settings are wrong.
+        UserError: there is no such preset for the region, or a row's settings are wrong.
     """
-    preset = load_preset(plan.preset)
+    preset = load_preset(plan.preset, region)
     configs = {}
     for name, row in plan.rows.items():
         if row.edges is None:

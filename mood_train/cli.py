@@ -10,7 +10,6 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 
 if TYPE_CHECKING:
-    from mood_train.config import Preset
     from mood_train.run import Material
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -63,12 +62,12 @@ def preview(
 ) -> None:
     """Draw a sheet of synthetic anomalies."""
     from mood_train.anomalies.generator import AnomalyGenerator
-    from mood_train.config import RunConfig
+    from mood_train.config import RunConfig, load_preset
     from mood_train.data import list_scans, load_scans
     from mood_train.preview import draw_preview
 
     config = RunConfig(
-        preset=_preset(preset, region), region=region, edges=_edges(edges), fold=None, seed=seed
+        preset=load_preset(preset, region), region=region, edges=_edges(edges), fold=None, seed=seed
     )
     scans = load_scans(list_scans(data), config.place, cache or out.parent / "cache")
     draw_preview(AnomalyGenerator(scans, config), count, out)
@@ -102,14 +101,14 @@ def fit(
 
     Ends with 0 when the schedule is done, 75 when it was stopped by a signal and can be resumed.
     """
-    from mood_train.config import RunConfig
+    from mood_train.config import RunConfig, load_preset
     from mood_train.export import export_member
     from mood_train.run import Means, stop_on_signal, train
     from mood_train.start import start_name
 
     _use(threads)
     config = RunConfig(
-        preset=_preset(preset, region),
+        preset=load_preset(preset, region),
         region=region,
         edges=_edges(edges),
         fold=None if fold < 0 else fold,
@@ -155,6 +154,7 @@ def ensemble(
 
     Ends with 0 when all are done, 75 when it was stopped by a signal and can be resumed.
     """
+    from mood_train.config import load_preset
     from mood_train.ensemble import plan_ensemble, train_ensemble
     from mood_train.export import export_member
     from mood_train.run import Means, stop_on_signal
@@ -165,7 +165,7 @@ def ensemble(
     if first_smooth and not first:
         raise UserError("--start-smooth-from: give --start-from as well, for the members with hard edges.")
     jobs = plan_ensemble(
-        _preset(preset, region), region, seed, len(material.split.folds), first, first_smooth
+        load_preset(preset, region), region, seed, len(material.split.folds), first, first_smooth
     )
     done = train_ensemble(
         jobs,
@@ -192,15 +192,6 @@ def export(
 
     checkpoint = run / "checkpoint.pt" if run.is_dir() else run
     typer.echo(str(export_member(checkpoint, weights, data_name, licence)))
-
-
-def _preset(name: str, region: Region) -> "Preset":
-    from mood_train.config import load_preset
-
-    preset = load_preset(name)
-    if region not in preset.regions:
-        raise UserError(f"--preset {name}: has no recipe for {region.value}; give another.")
-    return preset
 
 
 def _edges(name: str) -> Any:

@@ -215,11 +215,11 @@ class RunConfig(_Section):
         return self.preset.regions[self.region]
 
 
-def load_preset(name_or_path: str) -> Preset:
+def load_preset(name_or_path: str, region: Region | None = None) -> Preset:
     """Read a preset shipped with the package by name, or any TOML file by path.
 
     Raises:
-        UserError: there is none, or a field is wrong; the text names it.
+        UserError: there is none, a field is wrong, or it has no recipe for ``region``; the text names it.
     """
     folder = resources.files("mood_train.presets")
     shipped = sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
@@ -229,7 +229,10 @@ def load_preset(name_or_path: str) -> Preset:
     except OSError as error:
         names = ", ".join(shipped)
         raise UserError(f"{name_or_path}: no such preset; give one of {names}, or a TOML file.") from error
-    return parse_toml(text, name_or_path, Preset)
+    preset = parse_toml(text, name_or_path, Preset)
+    if region is not None and region not in preset.regions:
+        raise UserError(f"{name_or_path}: has no recipe for {region.value}; give another preset.")
+    return preset
 
 
 def parse_toml(text: str, name: str, kind: type[Settings]) -> Settings:

@@ -9,8 +9,9 @@ from torch import Tensor
 from mood_train.seeds import generator
 
 KEPT = 64  # batches that are drawn from
-LEFT_RIGHT = 0.5  # odds of a mirrored sample, along the first axis
-OTHERWISE = 0.1  # odds of a flip along each other axis
+# odds of a flip of what is shown again, whatever a region's `place_rate`: mirrored it is all but a new sample
+LEFT_RIGHT = 0.5  # first axis
+OTHERWISE = 0.1  # each other axis
 
 Batch = tuple[Tensor, Tensor]
 

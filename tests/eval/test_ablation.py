@@ -119,6 +119,14 @@ def test_a_wrong_file_is_refused_in_a_sentence(rows: str, text: str, tmp_path: P
         run_configs(read_plan(path), Region.BRAIN)
 
 
+def test_a_preset_without_the_region_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "rows.toml"
+    path.write_text('preset = "compact-wide"\n[rows.a]\nedges = "hard"\n')
+    assert run_configs(read_plan(path), Region.ABDOM)["a"].place.spacing == 1.2
+    with pytest.raises(UserError, match="compact-wide: has no recipe for brain; give another preset"):
+        run_configs(read_plan(path), Region.BRAIN)
+
+
 @pytest.fixture(scope="module")
 def bench(five_scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Two networks' worth of training scans, two that are set aside, one left out."""
