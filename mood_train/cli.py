@@ -103,7 +103,7 @@ def fit(
     """
     from mood_train.config import RunConfig, load_preset
     from mood_train.export import export_member
-    from mood_train.run import Means, stop_on_signal, train
+    from mood_train.run import Means, is_main, stop_on_signal, train
     from mood_train.start import start_name
 
     _use(threads)
@@ -120,12 +120,13 @@ def fit(
     config = config.with_optimiser(**{name: value for name, value in given.items() if value})
     material = _material(data, split, out, region, seed, cache)
     result = train(config, material, out, start_from, stop_on_signal(), Means(workers, precision))
-    typer.echo(f"{out}: step {result.step}{'' if result.finished else ' (stopped)'}")
+    if is_main():
+        typer.echo(f"{out}: step {result.step}{'' if result.finished else ' (stopped)'}")
     if result.held_out_ap is not None:
         typer.echo(f"AP on synthetic anomalies in the fold left out of this run: {result.held_out_ap:.3f}")
     if not result.finished:
         raise typer.Exit(EXIT_STOPPED)
-    if weights:
+    if weights and is_main():
         typer.echo(str(export_member(out / "checkpoint.pt", weights, data_name, licence)))
 
 

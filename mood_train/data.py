@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import get_console
 from rich.progress import track
 from scipy import ndimage
 
@@ -94,7 +95,9 @@ def load_scans(paths: list[Path], place: RegionConfig, cache: Path) -> list[Cach
         UserError: a scan cannot be read, or does not fit the region.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    return [_load(path, place, cache) for path in track(paths, "Preparing scans", transient=True)]
+    silent = not get_console().is_terminal
+    steps = track(paths, "Preparing scans", transient=True, disable=silent)
+    return [_load(path, place, cache) for path in steps]
 
 
 def data_digest(scans: list[CachedScan]) -> str:

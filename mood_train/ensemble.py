@@ -8,7 +8,7 @@ from mood_infer.challenge import Region
 from mood_infer.errors import UserError
 from mood_train.checkpoint import CHECKPOINT_NAME
 from mood_train.config import Edges, Preset, RunConfig
-from mood_train.run import Material, Means, is_finished, train
+from mood_train.run import Material, Means, is_finished, is_main, train
 from mood_train.start import start_name
 
 BASE, SMOOTH_BASE = "base-hard", "base-smooth"
@@ -115,15 +115,17 @@ def train_ensemble(
     Raises:
         UserError: scans, split or checkpoints do not fit.
     """
+    main = is_main()
+    tell = report if main else lambda _: None
     for job in jobs:
         out = runs / job.name
         if not is_finished(out, job.config):
             start = runs / job.start if job.start else None
             result = train(job.config, material, out, start, stop, means)
             if not result.finished:
-                report(f"{job.name}: stopped at step {result.step}")
+                tell(f"{job.name}: stopped at step {result.step}")
                 return False
-            report(f"{job.name}: {result.step} steps")
-        if job.is_member:
-            report(f"{job.name}: {export(out / CHECKPOINT_NAME)}")
+            tell(f"{job.name}: {result.step} steps")
+        if job.is_member and main:
+            tell(f"{job.name}: {export(out / CHECKPOINT_NAME)}")
     return True

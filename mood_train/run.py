@@ -1,5 +1,6 @@
 """One training run, from files to a checkpoint: the split, the scans, first weights, the trainer."""
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +113,11 @@ def is_finished(out: Path, config: RunConfig) -> bool:
     checkpoint = read_checkpoint(out / CHECKPOINT_NAME)
     same = run_config(out / CHECKPOINT_NAME, checkpoint) == config
     return same and checkpoint.step >= config.preset.optimiser.steps
+
+
+def is_main() -> bool:
+    """Whether this process is the one that reports and exports, of those that a launcher has started."""
+    return int(os.environ.get("RANK", 0)) == 0  # as torchrun and accelerate set it
 
 
 def stop_on_signal() -> Callable[[], bool]:

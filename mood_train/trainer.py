@@ -285,6 +285,7 @@ class Trainer:
         if finished:
             self._settle_norms()
         self._save()
+        self._accelerator.wait_for_everyone()  # what comes next may read the checkpoint, on every rank
         precision = self._watch() if finished and main else None
         if writer:
             if precision is not None:
