@@ -2,9 +2,10 @@
 
 The working grid runs along the scan's own axes, permuted and flipped to the nearest RAS order, at a
 given isotropic spacing (paper, section 3.1: 1 mm), or, where that is wanted, at the scan's own spacing along
-the axes where it is coarser. It is centred on the scan and just covers its
-outermost voxel centres, so that the way back never has to guess. On the way there the last sample may
-lie up to one working voxel outside the scan's outermost centres; there the line is continued.
+the axes where it is coarser; along axes that have that spacing, but for a hair, nothing is interpolated.
+It is centred on the scan and just covers its outermost voxel centres, so that the way back never has to
+guess. On the way there the last sample may lie up to one working voxel outside the scan's outermost centres;
+there the line is continued.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import torch
 from mood_infer.volume import Affine, Array3D
 
 Spacing = tuple[float, float, float]  # mm along each axis
+# 1.00001 mm is 1 mm: a plane more would put every sample between two voxels, and blur them all
+NEAR = 0.005  # share of the spacing
+MOST_LONG = 2**31  # voxels along an axis: beyond any use, and a larger number would not fit an integer
 EDGE_TOLERANCE = 1e-4  # of a working voxel: float noise in an affine must not add a plane
 
 
@@ -46,10 +50,16 @@ def working_spacing(own: Spacing, spacing: float, upsample: bool = True) -> Spac
         spacing: of the working grid, in mm.
         upsample: whether axes along which the scan is coarser are brought to ``spacing`` as well; otherwise
             they stay as they are.
+
+    Returns:
+        ``spacing`` along each axis, but the scan's own where that is within :data:`NEAR` of it, or kept.
     """
-    if upsample:
-        return spacing, spacing, spacing
-    x, y, z = (max(step, spacing) for step in own)
+
+    def one(step: float) -> float:
+        kept = abs(step - spacing) <= NEAR * spacing or (step > spacing and not upsample)
+        return step if kept else spacing
+
+    x, y, z = map(one, own)
     return x, y, z
 
 
@@ -60,7 +70,7 @@ def working_grid(scan: Grid, spacing: float, upsample: bool = True) -> Grid:
     lengths = np.array([x, y, z])
     steps = np.array(working_spacing((x, y, z), spacing, upsample))
     extent = (np.asarray(scan.shape)[order] - 1) * lengths
-    shape = np.ceil(extent / steps - EDGE_TOLERANCE).astype(int) + 1
+    shape = np.ceil(np.minimum(extent / steps, MOST_LONG) - EDGE_TOLERANCE).astype(int) + 1
     directions = scan.affine[:3, :3][:, order] / lengths * signs
     centre = scan.affine @ [*((np.asarray(scan.shape) - 1) / 2), 1]
     affine = np.eye(4)
