@@ -60,6 +60,14 @@ def find_scans(source: Path) -> list[Path]:
     return [source]
 
 
+def find_misnamed(source: Path) -> list[Path]:
+    """Files of a folder that would be scans if their names ended in small letters, sorted by name."""
+    if not source.is_dir():
+        return []
+    small = ((path, path.with_name(path.name.lower())) for path in source.iterdir())
+    return sorted(path for path, lower in small if is_scan(lower) and not is_scan(path) and path.is_file())
+
+
 def prepare_output(scans: Sequence[Path], output: Path, mode: Mode) -> None:
     """Make the output folder if it is missing.
 
@@ -68,7 +76,8 @@ def prepare_output(scans: Sequence[Path], output: Path, mode: Mode) -> None:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if mode is not Mode.SAMPLE and any(scan.resolve().parent == output.resolve() for scan in scans):
+        folders = {folder for scan in scans for folder in (scan.resolve().parent, scan.parent.resolve())}
+        if mode is not Mode.SAMPLE and output.resolve() in folders:
             raise UserError(f"{output}: maps would replace the scans; give another output folder.")
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}; give an output folder that can be made.") from error

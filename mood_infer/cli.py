@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from mood_infer import __version__
-from mood_infer.challenge import Mode, Region, find_scans, prepare_output
+from mood_infer.challenge import Mode, Region, find_misnamed, find_scans, prepare_output
 from mood_infer.errors import UserError, WeightsError
 
 EXIT_SOME_FAILED, EXIT_USAGE, EXIT_WEIGHTS = 1, 2, 3
@@ -126,6 +126,8 @@ def predict(
     console = _console()
     scans = find_scans(source)
     prepare_output(scans, output, mode)
+    for path in find_misnamed(source):
+        console.print(f"{path.name}: not taken for a scan; let its name end in .nii or .nii.gz.")
     if not scans:
         console.print(f"{source}: no .nii or .nii.gz file in it; nothing to do.")
         return

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mood_infer.volume import Array3D
 
 DARKEST_TISSUE = 1e-3
+OVERSHOOT = 0.05  # by which a scan in [0,1] may leave it
 
 
 class QuartileRule(BaseModel):
@@ -91,6 +92,8 @@ IntensityRule = Annotated[QuartileRule | CurveRule | UnitRule, Field(discriminat
 def to_unit(array: Array3D, rule: IntensityRule) -> Array3D:
     """Scale a scan to [0,1] by a rule; a scan whose values all lie in [0,1] is returned as it is.
 
+    So is one that leaves [0,1] by no more than a spline or a rounding does, but cut to it.
+
     Args:
         array: (X, Y, Z) float32, finite.
         rule: the rule stored with the weights.
@@ -98,6 +101,9 @@ def to_unit(array: Array3D, rule: IntensityRule) -> Array3D:
     Returns:
         (X, Y, Z) float32 in [0,1].
     """
-    if array.min() >= 0 and array.max() <= 1:
+    low, high = array.min(), array.max()
+    if low >= 0 and high <= 1:
         return array
+    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
+        return np.clip(array, 0, 1)
     return rule.apply(array)

@@ -290,7 +290,10 @@ class Job:
         """Whether all outputs are whole, newer than the scan, and of the same weights and software."""
         scan, whole = passage.scan, {Mode.PIXEL: _whole_map, Mode.SAMPLE: _whole_score}
         try:
-            made = scan.stat().st_mtime_ns
+            state = scan.stat()
+            made = max(
+                state.st_mtime_ns, state.st_ctime_ns
+            )  # a copy that replaced it may be of an older date
             return all(
                 target.stat().st_mtime_ns > made and whole[part](scan, target, self.description)
                 for part, target in passage.targets.items()

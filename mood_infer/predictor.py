@@ -10,6 +10,7 @@ have a time limit, and a GPU that is too small costs time, not the result.
 
 import math
 import time
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +27,7 @@ from mood_infer.averaging import average_members
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
-from mood_infer.intensity import UnitRule
+from mood_infer.intensity import OVERSHOOT, CurveRule, UnitRule
 from mood_infer.memory import Memory, Room, cpu_batch
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
@@ -40,6 +41,7 @@ Precision = Literal["auto", "float32"]
 Speed = Literal["exact", "fast"]
 Clock = Callable[[], float]
 
+AIR_BELOW = -200.0  # HU: lungs, gas in bowels and what is around a body
 MARGIN = 0.125  # of the window, kept around the body
 # By how much each member's windows move on against the one before, along x, y and z: the
 # fractions of the golden ratio, of root 2 and of root 3, whose multiples spread evenly, few or many.
@@ -231,14 +233,14 @@ class Predictor:
         mean = MeanMap(inside.numpy(), outside, box, image.shape, grid.spacing)
         working, score = self._refine(mean)
         late = self._shortened(overlap, used)
-        warnings = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
+        doubts = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
         seconds = self._clock() - begin
         # the normal scans were scored exactly and by all members
         comparable = self._speed == "exact" and not late
         normal = manifest.normal_scores if comparable else ()
         own = scan_grid(volume)
-        return AnomalyMap(working, score, image, grid, own, files, seconds, warnings, not late, normal)
+        return AnomalyMap(working, score, image, grid, own, files, seconds, doubts, not late, normal)
 
     def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
         return mean.refined(self._manifest.smoothing, self._manifest.context)
@@ -356,6 +358,8 @@ class Predictor:
             doubts.append(
                 f"values from {low:g} to {high:g} were cut to [0,1], the only range these weights know"
             )
+        if isinstance(self._manifest.intensity, CurveRule) and not _may_be_hu(low, high):
+            doubts.append(f"values from {low:g} to {high:g} do not look like Hounsfield units")
         longest, spacing = max(scan_grid(volume).spacing), self._manifest.spacing
         if self._manifest.upsample and longest > THICK * spacing:
             doubts.append(f"voxels are up to {longest:g} mm long, the networks know {spacing:g} mm")
@@ -368,6 +372,12 @@ class Predictor:
         return tuple(doubts)
 
 
+def _may_be_hu(low: float, high: float) -> bool:
+    """Whether a CT may have these values: air as well as tissue, or all in [0,1] already."""
+    scaled = low >= -OVERSHOOT and high <= 1 + OVERSHOOT
+    return scaled or low == high or (low < AIR_BELOW and high > 0)
+
+
 def _tell(progress: Progress, before: int, count: int, done: int, _of: int) -> None:
     progress(before + done, count)
 
@@ -376,8 +386,20 @@ def _device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("cuda: there is no usable GPU here; choose --device cpu or auto.")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if _has_working_gpu() else "cpu")
     return torch.device(name)
+
+
+def _has_working_gpu() -> bool:
+    """Whether a GPU computes: one that is there may be full, or of a kind that this torch has no code for."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        return bool(torch.ones(8, device="cuda").sum() == 8)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"the GPU cannot be used ({reason}); the CPU is, which is slower", stacklevel=2)
+        return False
 
 
 def reduced_precision(device: torch.device) -> torch.dtype | None:

@@ -26,7 +26,12 @@ Affine = NDArray[np.float64]
 
 PARTIAL_PREFIX = ".mood-partial-"
 CHUNK_BYTES = 2**20
+SPACING_TOLERANCE = 0.02  # by which pixdim and affine may differ without a word
 COMPRESSION_LEVEL = 1  # of 0 to 3: the higher ones take longer and save 2 %
+
+# Writers that round a quaternion's numbers leave it a little longer than 1; nibabel allows 4e-7 and less
+for _header in (nib.Nifti1Header, nib.Nifti2Header):
+    _header.quaternion_threshold = -1e-3
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class Volume:
 def read_volume(path: Path) -> Volume:
     """Read a 3D scan from ``.nii`` or ``.nii.gz``.
 
-    Voxels that are not finite become the smallest finite value (0 if there is none); a singular
-    affine is replaced by the stored spacing along the stored axes (1 mm where that is 0).
+    Voxels that are not finite become the smallest finite value, or 0 if that is smaller: masks often say NaN
+    for outside. A singular affine is replaced by the qform, or where there is none by the stored spacing
+    along the stored axes (1 mm where that is 0).
 
     Raises:
         ScanError: the file is missing, broken, not NIfTI, empty, not 3D, or not of real scalars.
@@ -137,26 +143,34 @@ def _finite(array: Array3D) -> tuple[Array3D, tuple[str, ...]]:
     count = int(bad.sum())
     if not count:
         return array, ()
-    fill = array[~bad].min() if count < array.size else np.float32(0)
+    fill = array[~bad].min(initial=0)
     return np.where(bad, fill, array).astype(np.float32), (
         f"{count} voxels were not finite and were taken as {fill:g}",
     )
 
 
 def _usable_affine(image: Any, header: Any) -> tuple[Affine, tuple[str, ...]]:
-    affine = np.asarray(image.affine, dtype=np.float64)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0) if np.isfinite(affine).all() else np.zeros(3)
-    # relative to the axis lengths, so that a small spacing is not taken for a singular one
-    if lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
-        stored = np.asarray(header["pixdim"][1:4])
-        if (stored > 0).all():
+    affine, stored = np.asarray(image.affine, dtype=np.float64), np.asarray(header["pixdim"][1:4])
+    if _is_regular(affine):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if (stored > 0).all() and np.allclose(stored, lengths, rtol=SPACING_TOLERANCE, atol=0):
             return affine, ()
         text = " x ".join(f"{length:g}" for length in stored)
         return affine, (f"the stored spacing is {text} mm; the affine was used as it is",)
-    spacing = np.abs(np.asarray(image.header["pixdim"][1:4], dtype=np.float64))
+    if header["qform_code"] > 0 and _is_regular(qform := image.header.get_qform()):
+        return qform, ("the affine of the sform is singular; the qform was used",)
+    spacing = np.abs(stored.astype(np.float64))
     spacing = np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
     text = " x ".join(f"{length:g}" for length in spacing)
     return np.diag([*spacing, 1.0]), (f"the affine is singular; {text} mm along the stored axes was used",)
+
+
+def _is_regular(affine: Affine) -> bool:
+    if not np.isfinite(affine).all():
+        return False
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # relative to the axis lengths, so that a small spacing is not taken for a singular one
+    return bool(lengths.min() > 0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
 
 
 def write_map(path: Path, scores: Array3D, header: Any, description: str = "") -> None:
@@ -226,7 +240,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     partial = Path(name)
     try:
         write(partial)
-        partial.chmod(0o666 & ~_umask())
+        with contextlib.suppress(PermissionError):  # some network and FAT mounts allow writing, but not this
+            partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

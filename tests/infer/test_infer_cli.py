@@ -106,6 +106,28 @@ def test_an_empty_folder_is_0_and_says_so(run: Run, weights: Path, tmp_path: Pat
     assert code == 0 and "nothing to do" in text
 
 
+def test_a_scan_with_a_name_in_capitals_is_told_of(
+    run: Run, weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    make_scan(folder / "a.nii.gz").rename(folder / "A.NII.GZ")
+    code, text = run("predict", folder, tmp_path / "out", *options(weights))
+    assert code == 0 and "A.NII.GZ: not taken for a scan; let its name end in .nii or .nii.gz." in text
+
+
+def test_scans_behind_links_are_not_replaced(
+    run: Run, weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    store, folder = tmp_path / "store", tmp_path / "scans"
+    store.mkdir()
+    folder.mkdir()
+    (folder / "a.nii.gz").symlink_to(make_scan(store / "key.nii.gz"))
+    for output in (folder, store):
+        code, text = run("predict", folder, output, *options(weights))
+        assert code == 2 and "would replace the scans" in text
+
+
 def test_usage_errors_are_2(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("taken")
     cases: list[tuple[tuple[object, ...], str]] = [

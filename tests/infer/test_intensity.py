@@ -18,6 +18,14 @@ def test_unit_input_passes_bit_for_bit(rule: IntensityRule, array: np.ndarray) -
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_unit_input_that_overshoots_is_cut_and_no_raw_scan(rule: IntensityRule) -> None:
+    array = np.linspace(-0.03, 1.04, 60, dtype=np.float32).reshape(3, 4, 5)
+    assert np.array_equal(to_unit(array, rule), np.clip(array, 0, 1))
+    farther = array * 2
+    assert np.array_equal(to_unit(farther, rule), rule.apply(farther))
+
+
+@pytest.mark.parametrize("rule", RULES)
 @given(array=hnp.arrays(np.float32, CUBES, elements=st.floats(-5000, 5000, width=32)))
 def test_all_input_lands_in_unit_and_keeps_its_order(rule: IntensityRule, array: np.ndarray) -> None:
     result = to_unit(array, rule)

@@ -169,7 +169,9 @@ def test_what_is_whole_is_not_redone(
     future = max(times()) + 10**9
     os.utime(scans[0], ns=(future, future))  # a scan that changed since
     assert run() == [State.DONE, State.SKIPPED, State.SKIPPED]
-    os.utime(scans[0], ns=(0, 0))
+    os.utime(scans[0], ns=(0, 0))  # another scan of an older date, moved here in its place
+    assert run() == [State.DONE, State.SKIPPED, State.SKIPPED]
+    assert run() == [State.SKIPPED] * 3
     assert run(Job(predictor, mode, output, overwrite=True)) == [State.DONE] * 3
     other = Predictor.load(Region.BRAIN, make_weights(tmp_path / "other", seed=7), "cpu")
     assert other.digest != predictor.digest

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from mood_infer import predictor as predictor_module
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
+from mood_infer.intensity import CurveRule
 from mood_infer.memory import Room
 from mood_infer.network import window_logits
 from mood_infer.predictor import STAGGER, Predictor
@@ -184,6 +185,22 @@ def test_a_gpu_that_is_not_there(weights: Path) -> None:
         Predictor.load(Region.BRAIN, weights, "cuda")
 
 
+def test_a_gpu_that_computes_nothing_is_left_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ones = torch.ones
+
+    def fail(*size: int, device: object = None, **more: object) -> torch.Tensor:
+        if device == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available for execution\nand more")
+        return ones(*size, device=device, **more)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+    with pytest.warns(
+        UserWarning, match=r"the GPU cannot be used \(CUDA error: no kernel .* execution\); the CPU"
+    ):
+        assert Predictor.load(Region.BRAIN, weights).device == "cpu"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_gives_the_same_map(weights: Path, scan: Volume) -> None:
     exact = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32").predict(scan).working
@@ -237,10 +254,37 @@ def test_doubts_are_told(weights: Path, tmp_path: Path) -> None:
         assert np.isfinite(result.scores).all() and result.scores.shape == array.shape
 
 
-def test_a_working_grid_beyond_reason_is_refused_at_once(weights: Path, tmp_path: Path) -> None:
-    nib.save(
-        nib.Nifti1Image(np.ones((60, 60, 60), np.float32), np.diag([900, 900, 900, 1])), tmp_path / "s.nii"
-    )
+@pytest.mark.parametrize(
+    ("low", "high", "doubted"),
+    [
+        (-1024, 1800, False),
+        (-210, 60, False),
+        (0, 1, False),
+        (-0.02, 1.03, False),
+        (0, 255, True),
+        (0, 3000, True),
+        (-1, 1, True),
+        (-160, 240, True),
+    ],
+)
+def test_values_that_are_no_hounsfield_units_are_told(
+    low: float, high: float, doubted: bool, make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    weights = make_weights(tmp_path / "weights", intensity=CurveRule())
+    array = np.random.default_rng(0).uniform(low, high, (40, 40, 40)).astype(np.float32)
+    array[0, 0, :2] = low, high
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "ct.nii")
+    result = Predictor.load(Region.ABDOM, weights, "cpu").predict(read_volume(tmp_path / "ct.nii"))
+    words = f"values from {low:g} to {high:g} do not look like Hounsfield units"
+    assert result.warnings == ((words,) if doubted else ())
+
+
+@pytest.mark.parametrize("spacing", [900, 1e20])
+def test_a_working_grid_beyond_reason_is_refused_at_once(
+    spacing: float, weights: Path, tmp_path: Path
+) -> None:
+    affine = np.diag([spacing, spacing, spacing, 1])
+    nib.save(nib.Nifti1Image(np.ones((60, 60, 60), np.float32), affine), tmp_path / "s.nii")
     with pytest.raises(UserError, match="spacing"):
         Predictor.load(Region.BRAIN, weights, "cpu").predict(read_volume(tmp_path / "s.nii"))
 
