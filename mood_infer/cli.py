@@ -96,7 +96,7 @@ def predict(
     device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
     speed: Annotated[
         SpeedName,
-        typer.Option(help="exact: as published. fast: one network for all with the same start and edges."),
+        typer.Option(help="exact: every network. fast: one for all with the same start and edges."),
     ] = SpeedName.EXACT,
     time_limit: Annotated[
         float | None,
