@@ -29,10 +29,6 @@ CHUNK_BYTES = 2**20
 SPACING_TOLERANCE = 0.02  # by which pixdim and affine may differ without a word
 COMPRESSION_LEVEL = 1  # of 0 to 3: the higher ones take longer and save 2 %
 
-# Writers that round a quaternion's numbers leave it a little longer than 1; nibabel allows 4e-7 and less
-for _header in (nib.Nifti1Header, nib.Nifti2Header):
-    _header.quaternion_threshold = -1e-3
-
 
 @dataclass(frozen=True)
 class Volume:
@@ -157,12 +153,21 @@ def _usable_affine(image: Any, header: Any) -> tuple[Affine, tuple[str, ...]]:
             return affine, ()
         text = " x ".join(f"{length:g}" for length in stored)
         return affine, (f"the stored spacing is {text} mm; the affine was used as it is",)
-    if header["qform_code"] > 0 and _is_regular(qform := image.header.get_qform()):
+    if (qform := _qform(image.header)) is not None:
         return qform, ("the affine of the sform is singular; the qform was used",)
     spacing = np.abs(stored.astype(np.float64))
     spacing = np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
     text = " x ".join(f"{length:g}" for length in spacing)
     return np.diag([*spacing, 1.0]), (f"the affine is singular; {text} mm along the stored axes was used",)
+
+
+def _qform(header: Any) -> Affine | None:
+    """The affine of the qform, if there is a usable one."""
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except ValueError:  # a quaternion that is none
+        return None
+    return qform if qform is not None and _is_regular(qform) else None
 
 
 def _is_regular(affine: Affine) -> bool:

@@ -21,7 +21,7 @@ from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
 
-CACHE_FORMAT = 3  # raise when what is cached changes
+CACHE_FORMAT = 4  # raise when what is cached changes
 SHAPES_CACHE = {"intensity", "body_above", "body_is_filled"}  # of a region
 OPENING = 4.0  # mm; a table hangs on to the body by less than twice this
 LATTICE = 4.0  # mm between the voxels that patches are centred on

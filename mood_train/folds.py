@@ -71,7 +71,7 @@ def make_split(names: Iterable[str], seed: int) -> Split:
     if len(by_subject) < FOLDS:
         raise UserError(f"{len(by_subject)} subjects cannot fill {FOLDS} folds; give more scans.")
     subjects = list(np.random.default_rng(seed).permutation(sorted(by_subject)))
-    aside = len(subjects) // FOLDS
+    aside = min(len(subjects) // FOLDS, len(subjects) - FOLDS)  # of five none: a fold must not be empty
 
     def files(part: list[str]) -> tuple[str, ...]:
         return tuple(name for subject in sorted(part) for name in by_subject[subject])

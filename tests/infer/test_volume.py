@@ -22,6 +22,13 @@ def plain(_: Path) -> nib.Nifti1Image:
     return nib.Nifti1Image(ARRAY, np.diag([1, 2, 3, 1]))
 
 
+def oblique_about_z(degrees: float) -> np.ndarray:
+    turn = np.radians(degrees)
+    affine = np.diag([2.0, 1, 3, 1])
+    affine[:2, :2] = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * [2, 1]
+    return affine
+
+
 def two_frames(_: Path) -> nib.Nifti1Image:
     """qform and sform that differ, with codes and units of their own."""
     image = nib.Nifti1Image(ARRAY, None)
@@ -340,16 +347,26 @@ def test_an_affine_and_a_spacing_that_disagree_are_told(tmp_path: Path) -> None:
     assert volume.warnings == ("the stored spacing is 0.7 x 0.7 x 5 mm; the affine was used as it is",)
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_a_quaternion_that_was_rounded_is_read(kind: type[nib.Nifti1Image], tmp_path: Path) -> None:
+def test_a_singular_sform_and_a_qform_that_is_none_leave_the_spacing(tmp_path: Path) -> None:
     path = tmp_path / "scan.nii"
-    image = kind(ARRAY, None)
-    image.set_qform(np.array([[0, 2, 0, 1], [2, 0, 0, 2], [0, 0, -2, 3], [0, 0, 0, 1]]), 1)
-    image.set_sform(None, 0)
-    image.header["quatern_b"] = image.header["quatern_c"] = 0.70712  # not 0.707107
+    image = nib.Nifti1Image(ARRAY, np.eye(4))
+    image.set_qform(np.diag([2, 3, 4, 1]), 1)
     nib.save(image, path)
-    expected = [[0, 2, 0, 1], [2, 0, 0, 2], [0, 0, -2, 3], [0, 0, 0, 1]]
-    np.testing.assert_allclose(read_volume(path).affine, expected, atol=1e-3)
+    _with_bytes(path, 256, np.ones(3, "<f4"))  # the quaternion of NIfTI-1
+    _with_bytes(path, 280, np.zeros((3, 4), "<f4"))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.affine, np.diag([2, 3, 4, 1]))
+    assert volume.warnings == ("the affine is singular; 2 x 3 x 4 mm along the stored axes was used",)
+
+
+@pytest.mark.parametrize("tilt", [0, 1, 3, 10])
+def test_a_qform_that_is_almost_half_a_turn_is_read_as_it_is(tilt: float, tmp_path: Path) -> None:
+    affine = oblique_about_z(180 + tilt)
+    image = nib.Nifti1Image(ARRAY, None)
+    image.set_qform(affine, 1)
+    image.set_sform(None, 0)
+    nib.save(image, tmp_path / "scan.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "scan.nii").affine, affine, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [0.0, -2.0, np.nan])
