@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from mood_eval.average_precision import average_precision, merge
 from mood_eval.baselines import BASELINES, Baselines
-from mood_eval.members import Remembering, score_members
+from mood_eval.members import Remembering, score_rows
 from mood_eval.split import training_scans
 from mood_eval.summary import Judged, Summary, summarise
 from mood_eval.table import Score, Scored, judge_cases
@@ -307,22 +307,16 @@ def _scorer(
             return {name: scored[baseline] for name, baseline in baselines.items()}
 
         return score_by_baselines
-    networks: dict[str, Remembering] = {}
-    for part in dict.fromkeys(part for name, row in rows.items() for part in _networks(name, row)):
-        file = _train(part, configs[part], bench, stop, report).name
-        networks[part] = Remembering.load(region, bench.out / "weights", bench.device, [file])
+    files = {
+        part: _train(part, configs[part], bench, stop, report).name
+        for part in dict.fromkeys(part for name, row in rows.items() for part in _networks(name, row))
+    }
+    predictor = Remembering.load(region, bench.out / "weights", bench.device, list(files.values()))
     overlap = next(iter(rows.values())).overlap
     if overlap is not None:
-        for network in networks.values():
-            network.place_windows(overlap)
-
-    means = {name: row.mean_of for name, row in rows.items() if row.mean_of}
-
-    def score(made: Made) -> dict[str, Scored]:
-        scored = score_members(made, networks, means)
-        return {name: scored[name] for name in rows}
-
-    return score
+        predictor.place_windows(overlap)
+    members = {name: [files[part] for part in _networks(name, row)] for name, row in rows.items()}
+    return lambda made: score_rows(made, predictor, members)
 
 
 def _train(name: str, config: RunConfig, bench: Bench, stop: Stop, report: Callable[[str], None]) -> Path:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from mood_eval.summary import summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases
 from mood_eval.validation_set import Made, Recipe
+from mood_infer.memory import CPU_PAIR_VOXELS, Room
 from mood_infer.predictor import Device, Predictor
 from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D
-from mood_infer.weights import Manifest, find_weights, read_manifest
+from mood_infer.weights import Manifest
+from mood_infer.windows import Progress
 
 ENSEMBLE = "ensemble"
 
@@ -52,13 +54,12 @@ def evaluate_members(
     Raises:
         UserError: a scan or the weights cannot be used.
     """
-    manifest = read_manifest(find_weights(recipe.region, weights))
-    files = [member.file for member in manifest.members]
-    members = {file: Remembering.load(recipe.region, weights, device, [file]) for file in files}
-    means = _means(manifest)
-    index, judged = judge_cases(scans, recipe, lambda made: score_members(made, members, means), report)
-    rows = {name: summarise(part, index) for name, part in judged.items()}
-    return MemberTable(index=index, rows=rows, weights=manifest.digest())
+    predictor = Remembering.load(recipe.region, weights, device)
+    files = [member.file for member in predictor.manifest.members]
+    rows = {file: [file] for file in files} | _means(predictor.manifest)
+    index, judged = judge_cases(scans, recipe, lambda made: score_rows(made, predictor, rows), report)
+    summaries = {name: summarise(part, index) for name, part in judged.items()}
+    return MemberTable(index=index, rows=summaries, weights=predictor.manifest.digest())
 
 
 def _means(manifest: Manifest) -> dict[str, list[str]]:
@@ -70,30 +71,28 @@ def _means(manifest: Manifest) -> dict[str, list[str]]:
     return some | {ENSEMBLE: [member.file for member in manifest.members]}
 
 
-def score_members(
-    made: Made, members: Mapping[str, "Remembering"], means: Mapping[str, Sequence[str]]
-) -> dict[str, Scored]:
-    """What each network says of a case, by its name, and each mean of some; a network runs once."""
-    scored = {name: predictor.score_case(made) for name, predictor in members.items()}
-    for name, files in means.items():
-        working, score = _mean([members[file] for file in files])
-        scored[name] = Scored(working, scored[files[0]].grid, score)
+def score_rows(made: Made, predictor: "Remembering", rows: Mapping[str, Sequence[str]]) -> dict[str, Scored]:
+    """What some members of an ensemble together say of a case, each of which runs once.
+
+    Args:
+        made: the case.
+        predictor: the ensemble.
+        rows: name of each row to the files of its members.
+    """
+    grid = predictor.score_case(made).grid
+    smoothing, context = predictor.manifest.smoothing, predictor.manifest.context
+    scored = {}
+    for name, files in rows.items():
+        working, score = predictor.mean(files).refined(smoothing, context)
+        scored[name] = Scored(working, grid, score)
     return scored
-
-
-def _mean(members: Sequence["Remembering"]) -> tuple[Array3D, float]:
-    """The map and the score that some members together give the case that each of them scored last."""
-    maps, manifest = [member.last for member in members], members[0].manifest
-    inside: Array3D = np.mean([one.inside for one in maps], axis=0, dtype=np.float32)
-    mean = replace(maps[0], inside=inside, outside=float(np.mean([one.outside for one in maps])))
-    return mean.refined(manifest.smoothing, manifest.context)
 
 
 class Remembering(Predictor):
     """A predictor that knows the windows of the scan at hand: the cases of one scan share most of theirs.
 
     Attributes:
-        last: the map of the last case, before it was refined.
+        last: the mean map of the last case, before it was refined.
     """
 
     last: MeanMap
@@ -104,12 +103,30 @@ class Remembering(Predictor):
         if made.case.source != self._source:
             self._source = made.case.source
             self._known: dict[tuple[int, bytes], Tensor] = {}
+        self._maps: dict[str, tuple[Array3D, float]] = {}
         result = self.predict(made.image)
         return Scored(result.working, result.grid, result.sample_score)
+
+    def mean(self, files: Sequence[str]) -> MeanMap:
+        """The mean of what some members said of the last case, before it is refined."""
+        maps = [self._maps[file] for file in files]
+        inside: Array3D = np.mean([scores for scores, _ in maps], axis=0, dtype=np.float32)
+        return replace(self.last, inside=inside, outside=float(np.mean([empty for _, empty in maps])))
 
     def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
         self.last = mean
         return super()._refine(mean)
+
+    def _member(
+        self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
+    ) -> tuple[Tensor, float]:
+        scores, empty = super()._member(number, body, air, overlap, progress, room)
+        self._maps[self.manifest.members[number].file] = scores.numpy(), empty
+        return scores, empty
+
+    def _batch(self) -> int:
+        # few windows of a case are new, and a lone one costs as much as two
+        return max(super()._batch(), CPU_PAIR_VOXELS // self.manifest.window**3)
 
     def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
         digests = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]

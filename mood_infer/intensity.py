@@ -101,9 +101,12 @@ def to_unit(array: Array3D, rule: IntensityRule) -> Array3D:
     Returns:
         (X, Y, Z) float32 in [0,1].
     """
-    low, high = array.min(), array.max()
+    low, high = float(array.min()), float(array.max())
     if low >= 0 and high <= 1:
         return array
-    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
-        return np.clip(array, 0, 1)
-    return rule.apply(array)
+    return np.clip(array, 0, 1) if is_unit(low, high) else rule.apply(array)
+
+
+def is_unit(low: float, high: float) -> bool:
+    """Whether a scan with these extreme values is one in [0,1], but for what a spline or a rounding adds."""
+    return low >= -OVERSHOOT and high <= 1 + OVERSHOOT

@@ -291,9 +291,8 @@ class Job:
         scan, whole = passage.scan, {Mode.PIXEL: _whole_map, Mode.SAMPLE: _whole_score}
         try:
             state = scan.stat()
-            made = max(
-                state.st_mtime_ns, state.st_ctime_ns
-            )  # a copy that replaced it may be of an older date
+            # a copy that replaced the scan may be of an older date
+            made = max(state.st_mtime_ns, state.st_ctime_ns)
             return all(
                 target.stat().st_mtime_ns > made and whole[part](scan, target, self.description)
                 for part, target in passage.targets.items()

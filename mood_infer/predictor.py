@@ -27,7 +27,7 @@ from mood_infer.averaging import average_members
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
-from mood_infer.intensity import OVERSHOOT, CurveRule, UnitRule
+from mood_infer.intensity import CurveRule, UnitRule, is_unit
 from mood_infer.memory import Memory, Room, cpu_batch
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
@@ -374,8 +374,7 @@ class Predictor:
 
 def _may_be_hu(low: float, high: float) -> bool:
     """Whether a CT may have these values: air as well as tissue, or all in [0,1] already."""
-    scaled = low >= -OVERSHOOT and high <= 1 + OVERSHOOT
-    return scaled or low == high or (low < AIR_BELOW and high > 0)
+    return is_unit(low, high) or low == high or (low < AIR_BELOW and high > 0)
 
 
 def _tell(progress: Progress, before: int, count: int, done: int, _of: int) -> None:
