@@ -4,6 +4,7 @@ The mean of the members' maps is the ensemble's map (paper, section 3.1.1), so e
 """
 
 import hashlib
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from mood_infer.weights import Manifest
 from mood_infer.windows import Progress
 
 ENSEMBLE = "ensemble"
+_Key = tuple[int, bytes]  # a network and the digest of a window
 
 
 class MemberTable(ScoreTable):
@@ -102,7 +104,10 @@ class Remembering(Predictor):
         """Score a case; quick where it comes right after another one of the same scan."""
         if made.case.source != self._source:
             self._source = made.case.source
-            self._known: dict[tuple[int, bytes], Tensor] = {}
+            self._shared: dict[_Key, Tensor] = {}
+            self._recent: dict[_Key, Tensor] = {}
+        # what only one case has seen is forgotten with the next but one: anomalies do not come again
+        self._before, self._recent = self._recent, {}
         self._maps: dict[str, tuple[Array3D, float]] = {}
         result = self.predict(made.image)
         return Scored(result.working, result.grid, result.sample_score)
@@ -131,8 +136,10 @@ class Remembering(Predictor):
     def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
         digests = [hashlib.blake2b(window.cpu().numpy().tobytes()).digest() for window in windows]
         keys = [(id(network), digest) for digest in digests]
-        new = [number for number, key in enumerate(keys) if key not in self._known]
+        self._shared |= {key: self._before.pop(key) for key in keys if key in self._before}
+        known = ChainMap(self._recent, self._shared)
+        new = [number for number, key in enumerate(keys) if key not in known]
         if new:
             fresh = super()._score(network, windows[new])
-            self._known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
-        return torch.stack([self._known[key] for key in keys])
+            known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
+        return torch.stack([known[key] for key in keys])

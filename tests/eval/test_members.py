@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
 
 from mood_eval.average_precision import ScoreCounts, average_precision, best_dice, merge
-from mood_eval.members import ENSEMBLE, evaluate_members
+from mood_eval.members import ENSEMBLE, Remembering, evaluate_members
 from mood_eval.objects import find_objects, recall_at
 from mood_eval.validation_set import HEALTHY, Made, Recipe, make_cases, plan_cases
 from mood_infer.challenge import Region, find_scans
@@ -85,6 +86,34 @@ def test_each_mean_is_of_the_members_themselves(
     total = merge(ScoreCounts.of(one.scores, made.label) for one, made in zip(maps, cases, strict=True))
     assert row.pixel_ap == pytest.approx(average_precision(total), rel=1e-3)
     assert row.dice_threshold == pytest.approx(best_dice(total).threshold, rel=2e-3)
+
+
+def test_windows_are_scored_once_a_scan_and_those_of_an_anomaly_forgotten(
+    scans: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+    score = Predictor._score
+
+    def count(self: Predictor, network: nn.Module, windows: Tensor) -> Tensor:
+        scored.append(len(windows))
+        return score(self, network, windows)
+
+    monkeypatch.setattr(Predictor, "_score", count)
+    source = find_scans(scans)[0]
+    recipe = Recipe(Region.BRAIN, 2, {HEALTHY: 1, "noise": 7})
+    cases = sorted(plan_cases([source], recipe), key=lambda pair: pair[1].kind)
+    predictor = Remembering.load(Region.BRAIN, weights, "cpu")
+    computed, held = [], []
+    for made in make_cases(source, [case for _, case in cases], recipe):
+        scored.clear()
+        predictor.score_case(made)
+        computed.append(sum(scored))
+        held.append(len(predictor._shared | predictor._recent | predictor._before))
+    healthy, *anomalous = computed
+    assert min(anomalous) > 0 and max(anomalous) < healthy
+    # the healthy scan's, and of the last case and the one before what these alone have
+    assert max(held) <= healthy + 2 * max(anomalous)
+    assert sum(computed) > held[-1]
 
 
 def test_table_as_text(scans: Path, weights: Path) -> None:
