@@ -114,9 +114,14 @@ class Remembering(Predictor):
 
     def mean(self, files: Sequence[str]) -> MeanMap:
         """The mean of what some members said of the last case, before it is refined."""
-        maps = [self._maps[file] for file in files]
-        inside: Array3D = np.mean([scores for scores, _ in maps], axis=0, dtype=np.float32)
-        return replace(self.last, inside=inside, outside=float(np.mean([empty for _, empty in maps])))
+        members = [member for member in self.manifest.members if member.file in files]
+        weights = np.array([self.manifest.weight_of(member) for member in members], np.float32)
+        weights /= weights.sum()
+        inside = np.zeros_like(self.last.inside)
+        for member, weight in zip(members, weights, strict=True):
+            inside += weight * self._maps[member.file][0]
+        outside = sum(w * self._maps[member.file][1] for member, w in zip(members, weights, strict=True))
+        return replace(self.last, inside=inside, outside=float(outside))
 
     def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
         self.last = mean

@@ -255,19 +255,20 @@ class Predictor:
         progress: Progress | None,
     ) -> tuple[Tensor, float, int]:
         """The mean map of as many members as there is time for, their mean for ``air``, and their number."""
-        total, outside, used = torch.zeros(body.shape), 0.0, 0
+        total, outside, weights, used = torch.zeros(body.shape), 0.0, 0.0, 0
         count, members = count_windows(body.shape, self._manifest.window, overlap), len(self._networks)
-        for number in range(members):
-            started = self._clock()
+        for number, member in enumerate(self._manifest.members):
+            started, weight = self._clock(), self._manifest.weight_of(member)
             tell = partial(_tell, progress, number * count, members * count) if progress else None
             scores, empty = memory.attempt(partial(self._member, number, body, air, overlap, tell))
-            total += scores
-            outside += empty
+            total.add_(scores, alpha=weight)
+            outside += weight * empty
+            weights += weight
             used += 1
             now = self._clock()
             if now + (now - started) > end:
                 break
-        return total.div_(used).clamp_(0, 1), min(outside / used, 1.0), used
+        return total.div_(weights).clamp_(0, 1), min(outside / weights, 1.0), used
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room

@@ -86,6 +86,8 @@ class Manifest(_Record):
         smoothing: of the mean map, sigma of a Gaussian in mm; 0 leaves it as it is, as the paper does.
         context: each score becomes the geometric mean of itself and of the scores around it, to this sigma in
             mm; 0 leaves it as it is, as the paper does.
+        smooth_weight: of the maps of smooth members in the mean, where those of hard ones have the weight 1;
+            1 is the plain mean, as in the paper.
         members: in the order in which they run.
         normal_scores: sample scores of normal scans that no member was trained on, rising; none if they were
             not measured since the members last changed.
@@ -102,6 +104,7 @@ class Manifest(_Record):
     sigma: float = Field(default=0.125, gt=0)
     smoothing: float = Field(default=0.0, ge=0)
     context: float = Field(default=0.0, ge=0)
+    smooth_weight: float = Field(default=1.0, gt=0)
     members: tuple[Member, ...]
     normal_scores: tuple[float, ...] = ()
 
@@ -116,6 +119,10 @@ class Manifest(_Record):
         if not all(0 <= score <= 1 for score in self.normal_scores):
             raise ValueError("normal_scores must lie in [0,1]")
         return self
+
+    def weight_of(self, member: Member) -> float:
+        """How much a member's map counts in the mean, against the others'."""
+        return self.smooth_weight if member.edges == "smooth" else 1.0
 
     def digest(self) -> str:
         """12 hex digits that change whenever anything that shapes the maps does."""

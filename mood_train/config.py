@@ -45,6 +45,7 @@ class RegionConfig(_Section):
             agents brighten some tissues more than others.
         smoothing: of the maps at inference, sigma of a Gaussian in mm.
         context: at inference each score is weighed by those around it, to this sigma in mm.
+        smooth_weight: of the maps of smooth members in the mean, where hard ones' have the weight 1.
     """
 
     intensity: IntensityRule
@@ -62,6 +63,7 @@ class RegionConfig(_Section):
     curve_rate: float = Field(default=0.0, ge=0, le=1)
     smoothing: float = Field(default=0.0, ge=0)
     context: float = Field(default=0.0, ge=0)
+    smooth_weight: float = Field(default=1.0, gt=0)
 
 
 class AnomalyConfig(_Section):

@@ -95,6 +95,7 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
         window=config.preset.patches.window,
         smoothing=config.place.smoothing,
         context=config.place.context,
+        smooth_weight=config.place.smooth_weight,
         members=(member,),
     )
     if not (folder / MANIFEST_NAME).exists():

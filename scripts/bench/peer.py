@@ -28,10 +28,11 @@ from mood_infer.weights import load_member, read_manifest
 
 def main() -> None:
     """Score one scan with all members of a region's weights."""
-    scan, out, weights = map(Path, sys.argv[1:])
+    scan, out, folder = map(Path, sys.argv[1:])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    manifest = read_manifest(weights)
-    networks = [load_member(weights, manifest, member).to(device) for member in manifest.members]
+    manifest = read_manifest(folder)
+    networks = [load_member(folder, manifest, member).to(device) for member in manifest.members]
+    weights = [manifest.weight_of(member) for member in manifest.members]
 
     def scale(image: MetaTensor) -> MetaTensor:
         unit = to_unit(image.numpy().astype(np.float32), manifest.intensity)
@@ -74,9 +75,9 @@ def main() -> None:
     image = data["image"][None].to(device)
     with torch.inference_mode():
         total = torch.zeros_like(image)
-        for network in networks:
-            total += torch.sigmoid(inferer(image, network))
-    data["pred"] = (total / len(networks))[0].cpu()
+        for network, weight in zip(networks, weights, strict=True):
+            total += weight * torch.sigmoid(inferer(image, network))
+    data["pred"] = (total / sum(weights))[0].cpu()
     finish(data)
 
 

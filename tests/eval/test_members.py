@@ -74,8 +74,10 @@ def test_members_of_one_kind_of_edges_have_a_row_where_that_is_a_choice(
 def test_each_mean_is_of_the_members_themselves(
     scans: Path, make_weights: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The ensemble's row, after that of the hard members, is what the ensemble gives, with its context."""
-    folder = make_weights(tmp_path / "weights", count=3, spacing=3.0, smoothing=4.0, context=9.0)
+    """The ensemble's row, after that of the hard members, is what the ensemble gives."""
+    folder = make_weights(
+        tmp_path / "weights", count=3, spacing=3.0, smoothing=4.0, context=9.0, smooth_weight=0.25
+    )
     manifest = read_manifest(folder / "brain")
     soft = manifest.members[2].model_copy(update={"edges": "smooth"})
     write_manifest(folder / "brain", manifest.with_members((*manifest.members[:2], soft)))

@@ -22,7 +22,7 @@ from mood_infer.memory import Room
 from mood_infer.network import window_logits
 from mood_infer.predictor import STAGGER, Predictor
 from mood_infer.volume import Volume, read_volume
-from mood_infer.weights import load_member, read_manifest
+from mood_infer.weights import load_member, read_manifest, write_manifest
 from mood_infer.windows import count_windows, cube_weights, slide
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +76,23 @@ def test_member_by_member_equals_window_by_window(
     result = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(scan)
     np.testing.assert_allclose(result.working, expected, atol=1e-5)
     assert result.complete and not result.warnings
+
+
+def test_smooth_members_count_as_the_manifest_says(
+    make_weights: Callable[..., Path], scan: Volume, tmp_path: Path
+) -> None:
+    folder = make_weights(tmp_path / "weights", count=3, smooth_weight=0.5)
+    manifest = read_manifest(folder / "brain")
+    soft = manifest.members[1].model_copy(update={"edges": "smooth"})
+    manifest = manifest.with_members((manifest.members[0], soft, manifest.members[2]))
+    write_manifest(folder / "brain", manifest)
+    one, two, three = (
+        Predictor.load(Region.BRAIN, folder, "cpu", [member.file]).predict(scan).working
+        for member in manifest.members
+    )
+    every = Predictor.load(Region.BRAIN, folder, "cpu").predict(scan)
+    np.testing.assert_allclose(every.working, 0.4 * one + 0.2 * two + 0.4 * three, atol=1e-6)
+    assert np.abs(every.working - (one + two + three) / 3).max() > 0.01
 
 
 def test_the_crop_changes_nothing_that_the_same_windows_see(weights: Path) -> None:

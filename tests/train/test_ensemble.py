@@ -146,7 +146,7 @@ def test_an_exported_member_may_start_another(
     tiny_preset: Preset, material: Material, tmp_path: Path
 ) -> None:
     place = tiny_preset.regions[Region.BRAIN].model_copy(
-        update={"upsample": False, "smoothing": 3.0, "context": 9.0}
+        update={"upsample": False, "smoothing": 3.0, "context": 9.0, "smooth_weight": 0.5}
     )
     preset = tiny_preset.model_copy(update={"regions": tiny_preset.regions | {Region.BRAIN: place}})
     jobs = plan_ensemble(_recipe(preset, base_steps=0), Region.BRAIN, 0, 1)
@@ -163,7 +163,7 @@ def test_an_exported_member_may_start_another(
     member = tmp_path / "weights" / "brain" / "tiny-fold0-hard.safetensors"
     manifest = read_manifest(member.parent)
     assert (manifest.spacing, manifest.upsample) == (place.spacing, False)
-    assert (manifest.smoothing, manifest.context) == (3.0, 9.0)
+    assert (manifest.smoothing, manifest.context, manifest.smooth_weight) == (3.0, 9.0, 0.5)
     start = read_start(member, jobs[1].config)
     trained = read_start(runs / "fold0-hard" / CHECKPOINT_NAME, jobs[1].config)
     assert (start.fold, start.steps) == (trained.fold, trained.steps) == (0, 1)
