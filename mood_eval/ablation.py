@@ -154,6 +154,7 @@ def run_configs(plan: Plan, region: Region) -> dict[str, RunConfig]:
         UserError: there is no such preset for the region, or a row's settings are wrong.
     """
     preset = load_preset(plan.preset, region)
+    place = preset.regions[region].model_copy(update={"smooth_weight": 1.0})  # the paper's plain mean
     configs = {}
     for name, row in plan.rows.items():
         if row.edges is None:
@@ -165,7 +166,8 @@ def run_configs(plan: Plan, region: Region) -> dict[str, RunConfig]:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "anomalies"
             raise UserError(f"row {name}: {field}: {first['msg']}; mend the ablation's file.") from error
-        own = preset.model_copy(update={"name": name, "anomalies": anomalies})
+        changed = {"name": name, "anomalies": anomalies, "regions": preset.regions | {region: place}}
+        own = preset.model_copy(update=changed)
         config = RunConfig(preset=own, region=region, edges=row.edges, fold=plan.fold, seed=plan.seed)
         configs[name] = config.with_optimiser(steps=plan.steps)
     return configs

@@ -1,6 +1,7 @@
 """Every member of an ensemble and the means of them, on the same cases: what each is worth.
 
-The mean of the members' maps is the ensemble's map (paper, section 3.1.1), so each network runs once a case.
+The weighted mean of the members' maps is the ensemble's map (paper, section 3.1.1: the plain mean), so each
+network runs once a case.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mood_eval.summary import summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases
 from mood_eval.validation_set import Made, Recipe
+from mood_infer.grid import Grid
 from mood_infer.memory import CPU_PAIR_VOXELS, Room
 from mood_infer.predictor import Device, Predictor
 from mood_infer.refinement import MeanMap
@@ -74,14 +76,14 @@ def _means(manifest: Manifest) -> dict[str, list[str]]:
 
 
 def score_rows(made: Made, predictor: "Remembering", rows: Mapping[str, Sequence[str]]) -> dict[str, Scored]:
-    """What some members of an ensemble together say of a case, each of which runs once.
+    """What each row's members together say of a case; every network runs once.
 
     Args:
         made: the case.
         predictor: the ensemble.
         rows: name of each row to the files of its members.
     """
-    grid = predictor.score_case(made).grid
+    grid = predictor.score_case(made)
     smoothing, context = predictor.manifest.smoothing, predictor.manifest.context
     scored = {}
     for name, files in rows.items():
@@ -100,8 +102,12 @@ class Remembering(Predictor):
     last: MeanMap
     _source: str | None = None
 
-    def score_case(self, made: Made) -> Scored:
-        """Score a case; quick where it comes right after another one of the same scan."""
+    def score_case(self, made: Made) -> Grid:
+        """Score a case, for :meth:`mean`; quick where it comes right after another one of the same scan.
+
+        Returns:
+            The working grid.
+        """
         if made.case.source != self._source:
             self._source = made.case.source
             self._shared: dict[_Key, Tensor] = {}
@@ -109,11 +115,10 @@ class Remembering(Predictor):
         # what only one case has seen is forgotten with the next but one: anomalies do not come again
         self._before, self._recent = self._recent, {}
         self._maps: dict[str, tuple[Array3D, float]] = {}
-        result = self.predict(made.image)
-        return Scored(result.working, result.grid, result.sample_score)
+        return self.predict(made.image).grid
 
     def mean(self, files: Sequence[str]) -> MeanMap:
-        """The mean of what some members said of the last case, before it is refined."""
+        """The weighted mean of what some members said of the last case, before it is refined."""
         members = [member for member in self.manifest.members if member.file in files]
         weights = np.array([self.manifest.weight_of(member) for member in members], np.float32)
         weights /= weights.sum()
@@ -125,7 +130,7 @@ class Remembering(Predictor):
 
     def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
         self.last = mean
-        return super()._refine(mean)
+        return mean.refined(0, 0)  # whoever needs the map refines the mean that it needs
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
@@ -146,5 +151,6 @@ class Remembering(Predictor):
         new = [number for number, key in enumerate(keys) if key not in known]
         if new:
             fresh = super()._score(network, windows[new])
-            known |= {keys[number]: scores for number, scores in zip(new, fresh, strict=True)}
-        return torch.stack([known[key] for key in keys])
+            # copies, so that one is not kept for its neighbours in the batch; and not in a GPU's memory
+            known |= {keys[number]: scores.cpu().clone() for number, scores in zip(new, fresh, strict=True)}
+        return torch.stack([known[key] for key in keys]).to(windows.device)

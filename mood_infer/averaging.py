@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from mood_infer.weights import Manifest, Member
 
 
-def average_members(manifest: Manifest, networks: Sequence[nn.Module]) -> tuple[Manifest, list[nn.Module]]:
+def average_members(
+    manifest: Manifest, networks: Sequence[nn.Module]
+) -> tuple[Manifest, list[nn.Module], list[float]]:
     """Put one network in place of all members with the same start and the same edges.
 
     Args:
@@ -24,16 +26,19 @@ def average_members(manifest: Manifest, networks: Sequence[nn.Module]) -> tuple[
         networks: one for each member, in evaluation.
 
     Returns:
-        A manifest whose members are the averages, in the order of the first of each, and their networks. A
-        member without a start, or with one of its own, is its own average. The file of an average names all
-        that are in it, its sha256 is over theirs; its steps, seed and data are those of the first.
+        A manifest whose members are the averages, in the order of the first of each, their networks, and how
+        much the map of each counts in the ensemble's mean: as much as all whose average it is. A member
+        without a start, or with one of its own, is its own average. The file of an average names all that
+        are in it, its sha256 is over theirs; its steps, seed and data are those of the first.
     """
     alike: dict[object, list[tuple[Member, nn.Module]]] = {}
     for member, network in zip(manifest.members, networks, strict=True):
         key = (member.started_from, member.edges) if member.started_from else member.file
         alike.setdefault(key, []).append((member, network))
     made = [_average(*zip(*pairs, strict=True)) for pairs in alike.values()]
-    return manifest.with_members(tuple(member for member, _ in made)), [network for _, network in made]
+    weights = [sum(manifest.weight_of(member) for member, _ in pairs) for pairs in alike.values()]
+    averages = manifest.with_members(tuple(member for member, _ in made))
+    return averages, [network for _, network in made], weights
 
 
 def _average(members: Sequence[Member], networks: Sequence[nn.Module]) -> tuple[Member, nn.Module]:

@@ -108,11 +108,16 @@ class Predictor:
         speed: Speed = "exact",
         time_limit: float | None = None,
         clock: Clock = time.monotonic,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """Take one network in evaluation for each member of ``manifest``; the rest is as in :meth:`load`."""
+        """Take one network in evaluation for each member of ``manifest``; the rest is as in :meth:`load`.
+
+        ``weights`` says how much the map of each counts in the mean; without it the manifest does.
+        """
         if not networks or len(networks) != len(manifest.members):
             raise ValueError(f"{len(networks)} networks for {len(manifest.members)} members")
         self._manifest = manifest
+        self._weights = weights or [manifest.weight_of(member) for member in manifest.members]
         self.place_windows(manifest.overlap, speed)
         self._time_limit = time_limit
         self._clock = clock
@@ -168,10 +173,11 @@ class Predictor:
         if not manifest.members:
             raise WeightsError(f"{folder}: the ensemble has no members; train and export at least one.")
         networks = [load_member(folder, manifest, member) for member in manifest.members]
+        shares = None
         if speed == "fast":
-            manifest, networks = average_members(manifest, networks)
+            manifest, networks, shares = average_members(manifest, networks)
         folded = [fold_norms(network) for network in networks]
-        return cls(manifest, folded, where, precision, speed, time_limit, clock)
+        return cls(manifest, folded, where, precision, speed, time_limit, clock, shares)
 
     def place_windows(self, overlap: float, speed: Speed = "exact", margin: float = MARGIN) -> None:
         """Let windows stand otherwise than the weights ask for, from the next scan on: to compare ways.
@@ -254,11 +260,11 @@ class Predictor:
         end: float,
         progress: Progress | None,
     ) -> tuple[Tensor, float, int]:
-        """The mean map of as many members as there is time for, their mean for ``air``, and their number."""
+        """The weighted mean map of as many members as time allows, that of ``air``, and their number."""
         total, outside, weights, used = torch.zeros(body.shape), 0.0, 0.0, 0
         count, members = count_windows(body.shape, self._manifest.window, overlap), len(self._networks)
-        for number, member in enumerate(self._manifest.members):
-            started, weight = self._clock(), self._manifest.weight_of(member)
+        for number, weight in enumerate(self._weights):
+            started = self._clock()
             tell = partial(_tell, progress, number * count, members * count) if progress else None
             scores, empty = memory.attempt(partial(self._member, number, body, air, overlap, tell))
             total.add_(scores, alpha=weight)

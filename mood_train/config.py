@@ -45,7 +45,7 @@ class RegionConfig(_Section):
             agents brighten some tissues more than others.
         smoothing: of the maps at inference, sigma of a Gaussian in mm.
         context: at inference each score is weighed by those around it, to this sigma in mm.
-        smooth_weight: of the maps of smooth members in the mean, where hard ones' have the weight 1.
+        smooth_weight: of smooth members' maps in the mean at inference, where hard ones' have the weight 1.
     """
 
     intensity: IntensityRule

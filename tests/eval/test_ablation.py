@@ -72,8 +72,10 @@ def test_the_shipped_rows_differ_in_what_they_say_alone() -> None:
     assert (plan.steps, plan.fold) == (1000, 0) and len(plan.rows) == 17
     compact = load_preset("compact")
     for name, config in configs.items():
-        common = {"name": compact.name, "anomalies": compact.anomalies, "optimiser": compact.optimiser}
-        assert config.preset.model_copy(update=common) == compact
+        same = {field: getattr(compact, field) for field in ("name", "anomalies", "optimiser", "regions")}
+        assert config.preset.model_copy(update=same) == compact
+        plain = compact.regions[Region.BRAIN].model_copy(update={"smooth_weight": 1.0})
+        assert config.preset.regions[Region.BRAIN] == plain
         assert config.preset.optimiser == compact.optimiser.model_copy(update={"steps": 1000})
         assert (config.seed, config.fold, config.preset.name) == (0, 0, name)
     anomalies = {name: config.preset.anomalies for name, config in configs.items()}

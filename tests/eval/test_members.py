@@ -90,8 +90,8 @@ def test_each_mean_is_of_the_members_themselves(
     assert row.dice_threshold == pytest.approx(best_dice(total).threshold, rel=2e-3)
 
 
-def test_windows_are_scored_once_a_scan_and_those_of_an_anomaly_forgotten(
-    scans: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+def test_cases_of_a_scan_share_its_windows_and_forget_those_of_an_anomaly(
+    scans: Path, make_weights: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored: list[int] = []
     score = Predictor._score
@@ -104,18 +104,21 @@ def test_windows_are_scored_once_a_scan_and_those_of_an_anomaly_forgotten(
     source = find_scans(scans)[0]
     recipe = Recipe(Region.BRAIN, 2, {HEALTHY: 1, "noise": 7})
     cases = sorted(plan_cases([source], recipe), key=lambda pair: pair[1].kind)
-    predictor = Remembering.load(Region.BRAIN, weights, "cpu")
+    predictor = Remembering.load(Region.BRAIN, make_weights(tmp_path / "weights", spacing=1.5), "cpu")
     computed, held = [], []
     for made in make_cases(source, [case for _, case in cases], recipe):
         scored.clear()
         predictor.score_case(made)
         computed.append(sum(scored))
-        held.append(len(predictor._shared | predictor._recent | predictor._before))
+        known = [*predictor._shared.values(), *predictor._recent.values(), *predictor._before.values()]
+        held.append(len(known))
+        # each by itself, so that what is forgotten is freed
+        assert all(one.untyped_storage().nbytes() == 4 * 32**3 for one in known)
     healthy, *anomalous = computed
-    assert min(anomalous) > 0 and max(anomalous) < healthy
+    assert min(anomalous) > 0 and max(anomalous) < healthy / 2
     # the healthy scan's, and of the last case and the one before what these alone have
     assert max(held) <= healthy + 2 * max(anomalous)
-    assert sum(computed) > held[-1]
+    assert sum(computed) > 1.5 * max(held)
 
 
 def test_table_as_text(scans: Path, weights: Path) -> None:

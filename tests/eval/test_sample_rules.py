@@ -62,7 +62,8 @@ def test_every_case_is_scored_by_every_rule(
         "shift",
     ]
     truth = np.array([bool(one.label.any()) for one in made])
-    values = np.array([predictor.predict(one.image).sample_score for one in made])
+    plainly = Predictor.load(Region.BRAIN, weights, "cpu")
+    values = np.array([plainly.predict(one.image).sample_score for one in made])
     assert table.rows[PAPER].told_on == pytest.approx(average_precision_score(truth[told], values[told]))
     before = Predictor.load(Region.BRAIN, plain, "cpu")
     highest = np.array([before.predict(one.image).working.max() for one in made])

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from mood_infer.averaging import average_members
 from mood_infer.challenge import Region
 from mood_infer.predictor import Predictor
-from mood_infer.volume import read_volume
+from mood_infer.volume import Array3D, read_volume
 from mood_infer.weights import Manifest, load_member, read_manifest, write_manifest
 
 STARTS = (("a", "hard"), ("a", "smooth"), ("a", "hard"), ("b", "hard"), (None, "hard"), (None, "hard"))
@@ -40,13 +41,14 @@ def test_members_of_one_start_and_kind_become_the_mean_of_their_weights(mixed: t
             if "running" in name:
                 tensor.add_(torch.rand_like(tensor))
     before = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in networks]
-    averaged, made = average_members(manifest, networks)
+    averaged, made, weights = average_members(manifest, networks)
     files = [member.file for member in manifest.members]
     assert [member.file for member in averaged.members] == [
         f"mean of {files[0]}, {files[2]}",
         files[1],
         *files[3:],
     ]
+    assert weights == [2, 1, 1, 1, 1]
     assert [id(network) for network in made[1:]] == [id(networks[i]) for i in (1, 3, 4, 5)]
     for name, tensor in made[0].state_dict().items():
         if tensor.is_floating_point():
@@ -71,3 +73,27 @@ def test_fast_runs_the_averages(mixed: tuple[Path, Manifest], make_scan: Callabl
     one = Predictor.load(Region.BRAIN, folder, "cpu", members=[first.file], precision="float32")
     assert len(fast.members) == 1
     np.testing.assert_allclose(fast.working, one.predict(scan).working, atol=1e-6)
+
+
+def test_an_average_counts_as_much_as_those_in_it(
+    mixed: tuple[Path, Manifest], make_scan: Callable[..., Path]
+) -> None:
+    """Two hard twins and a smooth member of half the weight: 4/5 and 1/5, in both speeds."""
+    folder, manifest = mixed
+    first, soft, third = manifest.members[:3]
+    shutil.copy(folder / first.file, folder / third.file)
+    twin = third.model_copy(update={"sha256": first.sha256})
+    halved = manifest.with_members((first, soft, twin)).model_copy(
+        update={"smooth_weight": 0.5, "overlap": 0.0}
+    )
+    write_manifest(folder, halved)
+    scan = read_volume(make_scan(folder / "scan.nii.gz", (32, 32, 32)))  # one window: nothing to stagger
+
+    def score(members: list[str] | None, speed: Literal["exact", "fast"]) -> Array3D:
+        return Predictor.load(Region.BRAIN, folder, "cpu", members, "float32", speed).predict(scan).working
+
+    hard, smooth = score([first.file], "exact"), score([soft.file], "exact")
+    expected = 0.8 * hard + 0.2 * smooth
+    np.testing.assert_allclose(score(None, "exact"), expected, atol=1e-6)
+    np.testing.assert_allclose(score(None, "fast"), expected, atol=1e-6)
+    assert np.abs(hard - smooth).max() > 0.1
