@@ -114,19 +114,19 @@ class Remembering(Predictor):
             self._recent: dict[_Key, Tensor] = {}
         # what only one case has seen is forgotten with the next but one: anomalies do not come again
         self._before, self._recent = self._recent, {}
-        self._maps: dict[str, tuple[Array3D, float]] = {}
+        # of each member by its file: weight, map of the body, score of what is around it
+        self._maps: dict[str, tuple[float, Array3D, float]] = {}
         return self.predict(made.image).grid
 
     def mean(self, files: Sequence[str]) -> MeanMap:
         """The weighted mean of what some members said of the last case, before it is refined."""
-        members = [member for member in self.manifest.members if member.file in files]
-        weights = np.array([self.manifest.weight_of(member) for member in members], np.float32)
-        weights /= weights.sum()
-        inside = np.zeros_like(self.last.inside)
-        for member, weight in zip(members, weights, strict=True):
-            inside += weight * self._maps[member.file][0]
-        outside = sum(w * self._maps[member.file][1] for member, w in zip(members, weights, strict=True))
-        return replace(self.last, inside=inside, outside=float(outside))
+        maps = [self._maps[file] for file in files]
+        whole = sum(weight for weight, _, _ in maps)
+        inside, outside = np.zeros_like(self.last.inside), 0.0
+        for weight, scores, empty in maps:
+            inside += np.float32(weight / whole) * scores
+            outside += weight / whole * empty
+        return replace(self.last, inside=inside, outside=outside)
 
     def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
         self.last = mean
@@ -136,7 +136,7 @@ class Remembering(Predictor):
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
     ) -> tuple[Tensor, float]:
         scores, empty = super()._member(number, body, air, overlap, progress, room)
-        self._maps[self.manifest.members[number].file] = scores.numpy(), empty
+        self._maps[self.manifest.members[number].file] = self._weights[number], scores.numpy(), empty
         return scores, empty
 
     def _batch(self) -> int:

@@ -1,6 +1,6 @@
 """Real networks with random weights, small enough to run in milliseconds, and scans for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import nibabel as nib
@@ -28,13 +28,20 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def make_weights() -> WeightsMaker:
-    """A function that writes ``<root>/<region>`` for both regions: members from a seed, two unless told."""
+    """A function that writes ``<root>/<region>`` for both regions: members from a seed, two unless told.
 
-    def make(root: Path, seed: int = 0, count: int = 2, **settings: object) -> Path:
+    Those whose numbers are in ``smooth`` are said to have been taught smoothed edges.
+    """
+
+    def make(
+        root: Path, seed: int = 0, count: int = 2, smooth: Collection[int] = (), **settings: object
+    ) -> Path:
         for region in Region:
             folder = root / region
             folder.mkdir(parents=True)
-            members = tuple(_make_member(folder, seed + number, number) for number in range(count))
+            members = tuple(
+                _make_member(folder, seed + number, number, number in smooth) for number in range(count)
+            )
             fields = {
                 "region": region,
                 "network": NetworkConfig(widths=WIDTHS),
@@ -75,7 +82,7 @@ def make_scan() -> ScanMaker:
     return make
 
 
-def _make_member(folder: Path, seed: int, number: int) -> Member:
+def _make_member(folder: Path, seed: int, number: int, smooth: bool) -> Member:
     torch.manual_seed(seed)
     network = build_network(NetworkConfig(widths=WIDTHS))
     with torch.no_grad():
@@ -89,7 +96,7 @@ def _make_member(folder: Path, seed: int, number: int) -> Member:
         sha256=sha256,
         preset="tiny",
         fold=number,
-        edges="hard",
+        edges="smooth" if smooth else "hard",
         steps=0,
         seed=seed,
         data="none",

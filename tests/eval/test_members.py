@@ -59,10 +59,8 @@ def test_rows_are_what_each_predictor_gives(scans: Path, weights: Path) -> None:
 def test_members_of_one_kind_of_edges_have_a_row_where_that_is_a_choice(
     scans: Path, make_weights: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = make_weights(tmp_path / "weights", count=3, spacing=3.0)
+    folder = make_weights(tmp_path / "weights", count=3, smooth=[2], spacing=3.0)
     manifest = read_manifest(folder / "brain")
-    soft = manifest.members[2].model_copy(update={"edges": "smooth"})
-    write_manifest(folder / "brain", manifest.with_members((*manifest.members[:2], soft)))
     table = evaluate_members(find_scans(scans), RECIPE, folder, "cpu")
     files = [member.file for member in manifest.members]
     assert list(table.rows) == [*files, "hard members", ENSEMBLE]
@@ -75,12 +73,8 @@ def test_each_mean_is_of_the_members_themselves(
     scans: Path, make_weights: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The ensemble's row, after that of the hard members, is what the ensemble gives."""
-    folder = make_weights(
-        tmp_path / "weights", count=3, spacing=3.0, smoothing=4.0, context=9.0, smooth_weight=0.25
-    )
-    manifest = read_manifest(folder / "brain")
-    soft = manifest.members[2].model_copy(update={"edges": "smooth"})
-    write_manifest(folder / "brain", manifest.with_members((*manifest.members[:2], soft)))
+    settings = {"spacing": 3.0, "smoothing": 4.0, "context": 9.0, "smooth_weight": 0.25}
+    folder = make_weights(tmp_path / "weights", count=3, smooth=[2], **settings)
     paths = find_scans(scans)
     row = evaluate_members(paths, RECIPE, folder, "cpu").rows[ENSEMBLE]
     cases, predictor = _all_cases(paths), Predictor.load(Region.BRAIN, folder, "cpu")
