@@ -203,7 +203,8 @@ def test_an_ablation_from_end_to_end(bench: Bench) -> None:
     predictor = Predictor.load(Region.BRAIN, bench.out / "weights", "cpu")
     maps = [predictor.predict(made.image).scores for made in cases]
     total = merge(ScoreCounts.of(one, made.label) for one, made in zip(maps, cases, strict=True))
-    assert results["both"].summary.pixel_ap == pytest.approx(average_precision(total), rel=1e-9)
+    # windows come in other batches there, so that a few scores may round to the float16 beside it
+    assert results["both"].summary.pixel_ap == pytest.approx(average_precision(total), rel=1e-6)
     assert set(results["both"].summary.per_type) == {"noise", "noise_smooth"}
     unseen = results["both"].summary.unseen
     assert unseen is not None and set(unseen.per_type) == {"blur"}
