@@ -331,7 +331,8 @@ class Predictor:
         windows = windows.to(memory_format=torch.channels_last_3d)
         with self._autocast(windows.device):
             logits = window_logits(network, windows)
-        if not bool(torch.isfinite(logits).all()):  # float16 may overflow; float32 does not
+        in_half = self._half(windows.device) is not None
+        if in_half and not bool(torch.isfinite(logits).all()):  # float16 may overflow; float32 does not
             logits = window_logits(network, windows)
         return torch.sigmoid(logits[:count]).nan_to_num_(nan=0.0)
 

@@ -112,10 +112,11 @@ def main() -> None:
     runs = int(sys.argv[4])
     out.mkdir(parents=True, exist_ok=True)
     predictor = Predictor.load(read_manifest(weights).region, weights)
-    results = [run(predictor, scan, out) for _ in range(runs)]
-    with recorded_passes() as passes:
-        predictor.predict(read_volume(scan))
-    floors = [sum(one.seconds() for one in passes.values()) for _ in range(runs)]
+    results, floors = [], []
+    for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
+        with recorded_passes() as passes:
+            results.append(run(predictor, scan, out))
+        floors.append(sum(one.seconds() for one in passes.values()))
     rows = {name: statistics.median(result[name] for result in results) for name in results[0]}
     print(json.dumps(rows | {"floor": statistics.median(floors)}))
 

@@ -1,0 +1,179 @@
+"""Other ways to run the networks, as ratios of ours: ``engines.py [--region R] [--runs N]``.
+
+What was tried for speed, on windows of the sample scan that all ways take in turns. A way whose package is
+not installed is left out: ``openvino``, ``nncf`` and ``onnxruntime`` (with ``onnx``) are no requirements of
+this project. "off by" is the largest difference of a score from float32 as torch computes it by default.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from cases import Size, make_scan
+from torch import Tensor, nn
+
+from mood_infer.challenge import Region
+from mood_infer.network import fold_norms, window_logits
+from mood_infer.predictor import reduced_precision
+from mood_infer.preparation import body_box, prepare
+from mood_infer.volume import read_volume
+from mood_infer.weights import find_weights, load_member, read_manifest
+
+WINDOWS = 8  # a multiple of every batch below
+CALIBRATION = 64  # windows shown to an int8 network
+SIZES = {Region.BRAIN: "256", Region.ABDOM: "300x300x300@1.5"}
+
+Way = Callable[[Tensor], Tensor]  # (B, 1, w, w, w) windows to logits
+
+
+class Logits(nn.Module):
+    """A network as engines want it: one module, one output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Wrap a network in evaluation."""
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """See :func:`window_logits`."""
+        return window_logits(self.network, windows)
+
+
+def cut_windows(region: Region, count: int) -> Tensor:
+    """(count, 1, w, w, w) windows spread over the body of the sample scan."""
+    manifest = read_manifest(find_weights(region))
+    side = manifest.window
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.nii.gz"
+        make_scan(path, Size.parse(SIZES[region]))
+        image, _ = prepare(read_volume(path), manifest.intensity, manifest.spacing, manifest.upsample)
+    body = torch.from_numpy(image[body_box(image, region, side // 8)])
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.empty(count, 1, side, side, side)
+    for window in windows[:, 0]:
+        corner = [int(torch.randint(n - side + 1, (), generator=generator)) for n in body.shape]
+        window[:] = body[tuple(slice(n, n + side) for n in corner)]
+    return windows
+
+
+def torch_ways(network: nn.Module, example: Tensor) -> Iterator[tuple[str, int, Way]]:
+    """Name, windows at once, and how to compute them, of each way within torch."""
+    plain, folded = Logits(network), Logits(fold_norms(deepcopy(network)))
+    last = deepcopy(folded).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def in_layout(module: Way) -> Way:
+        return lambda windows: module(windows.to(memory_format=torch.channels_last_3d))
+
+    yield "torch by default", 1, plain
+    yield "the same, two windows at once", 2, plain
+    yield "norms folded, two at once", 2, folded
+    for count in (2, 1, 4, 8):
+        yield f"norms folded, channels last, {count} at once", count, in_layout(last)
+    traced = torch.jit.freeze(torch.jit.trace(last, example[:2]))
+    yield "that, two at once, torch.jit, frozen", 2, in_layout(traced)
+    yield (
+        "that, two at once, torch.jit, optimize_for_inference",
+        2,
+        in_layout(torch.jit.optimize_for_inference(torch.jit.trace(last, example[:2]))),
+    )
+    yield "that, two at once, torch.compile", 2, in_layout(torch.compile(last))
+    half = reduced_precision(torch.device("cpu")) or torch.bfloat16
+
+    def in_half(windows: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=half):
+            return in_layout(last)(windows)
+
+    yield f"that, one at once, {str(half).removeprefix('torch.')}", 1, in_half
+
+
+def openvino_ways(network: nn.Module, calibration: Tensor) -> Iterator[tuple[str, int, Way]]:
+    """The same through OpenVINO, in float32 and in int8."""
+    import openvino
+
+    folded = Logits(fold_norms(deepcopy(network)))
+    shape = (1, *calibration.shape[1:])
+    model = openvino.convert_model(folded, example_input=calibration[:1], input=shape)
+    precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+
+    def compiled(graph: object) -> Way:
+        run = openvino.compile_model(graph, "CPU", precise)
+        return lambda windows: torch.from_numpy(run(windows.numpy())[0])
+
+    yield "OpenVINO, float32", 1, compiled(model)
+    import nncf
+
+    data = nncf.Dataset([window.numpy() for window in calibration.split(1)])
+    yield "OpenVINO, int8", 1, compiled(nncf.quantize(model, data))
+
+
+def onnx_ways(network: nn.Module, example: Tensor) -> Iterator[tuple[str, int, Way]]:
+    """The same through ONNX Runtime."""
+    import onnxruntime
+
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/network.onnx"
+        torch.onnx.export(
+            Logits(fold_norms(deepcopy(network))), (example[:1],), path, input_names=["windows"], dynamo=False
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(windows: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"windows": windows.numpy()})[0])
+
+    yield "ONNX Runtime", 1, run
+
+
+def known(ways: Iterator[tuple[str, int, Way]]) -> list[tuple[str, int, Way]]:
+    """All ways up to one whose package is missing, which is said."""
+    found: list[tuple[str, int, Way]] = []
+    try:
+        found.extend(ways)  # one by one: those before the missing one are in
+    except ImportError as error:
+        print(f"left out: {error}", flush=True)
+    return found
+
+
+def main() -> None:
+    """Print a table of medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--region", type=Region, choices=list(Region), default=Region.BRAIN)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    manifest = read_manifest(folder := find_weights(options.region))
+    network = load_member(folder, manifest, manifest.members[0])
+    windows = cut_windows(options.region, CALIBRATION)
+    timed = windows[:: CALIBRATION // WINDOWS]
+    with torch.inference_mode():
+        truth = torch.sigmoid(window_logits(network, timed))
+    ways = [
+        *known(torch_ways(network, timed)),
+        *known(openvino_ways(network, windows)),
+        *known(onnx_ways(network, timed)),
+    ]
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in ways}
+    off: dict[str, float] = {}
+    for run in range(options.runs + 1):  # the first is slow, and is not counted
+        for name, count, way in ways:
+            begin = time.perf_counter()
+            with torch.inference_mode():
+                logits = torch.cat([way(batch) for batch in timed.split(count)])
+            if run:
+                seconds[name].append(time.perf_counter() - begin)
+            off[name] = float((torch.sigmoid(logits) - truth).abs().max())
+    base = statistics.median(seconds["torch by default"])
+    print("| way | ms a window | of torch by default | off by |\n|---|---|---|---|")
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        print(f"| {name} | {1000 * median / WINDOWS:.0f} | {median / base:.2f} | {off[name]:.1g} |")
+
+
+if __name__ == "__main__":
+    main()
