@@ -57,6 +57,7 @@ class Outcome:
         warnings: one sentence each.
         members: files of the networks that scored it, of a scan done now.
         normal_below: how many of the normal scans known with the weights score lower, and of how many.
+        complete: whether time was enough for every member and all windows, of a scan done now.
     """
 
     scan: Path
@@ -67,6 +68,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     normal_below: tuple[int, int] | None = None
+    complete: bool | None = None
 
 
 class Watcher:
@@ -99,6 +101,7 @@ class _Passage:
     warnings: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     normal_below: tuple[int, int] | None = None
+    complete: bool | None = None
 
     def outcome(self) -> Outcome:
         if self.state is None:
@@ -112,6 +115,7 @@ class _Passage:
             self.warnings,
             self.members,
             self.normal_below,
+            self.complete,
         )
 
 
@@ -283,7 +287,7 @@ class Job:
                             _write_score(target, score, made_by)
                 passage.warnings = anomalies.warnings + self._picture(passage.scan, anomalies)
                 passage.sample_score, passage.members = score, anomalies.members
-                passage.normal_below = anomalies.normal_below
+                passage.normal_below, passage.complete = anomalies.normal_below, anomalies.complete
                 passage.state = State.DONE
 
     def _is_done(self, passage: _Passage) -> bool:

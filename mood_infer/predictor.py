@@ -331,8 +331,8 @@ class Predictor:
         windows = windows.to(memory_format=torch.channels_last_3d)
         with self._autocast(windows.device):
             logits = window_logits(network, windows)
-        in_half = self._half(windows.device) is not None
-        if in_half and not bool(torch.isfinite(logits).all()):  # float16 may overflow; float32 does not
+        may_overflow = self._half(windows.device) is torch.float16
+        if may_overflow and not bool(torch.isfinite(logits).all()):
             logits = window_logits(network, windows)
         return torch.sigmoid(logits[:count]).nan_to_num_(nan=0.0)
 

@@ -21,14 +21,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import torch
 from cases import ROOT, Size, make_scan, make_weights
 
+from mood_infer.predictor import reduced_precision
+from mood_infer.weights import read_manifest
+
 HERE = Path(__file__).parent
-SIZES = ("160x180x150", "256", "512x512x400@0.75")
+SIZES = tuple(map(Size.parse, ("160x180x150", "256", "512x512x400@0.75")))
 MEMBERS = (1, 2, 10)
 COUNTED = 100_000_000  # voxels of the average precision
+AS_TORCH = {"THP_MEM_ALLOC_ENABLE": "0"}  # its default, which importing mood_infer changes
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,16 @@ class Ended:
     printed: str
 
 
-def run(*command: object) -> Ended:
-    """Run Python with arguments to its end."""
+def run(*command: object, settings: dict[str, str] | None = None) -> Ended:
+    """Run Python with arguments, and settings of the environment, to its end.
+
+    Its peak is at least that of this process, which therefore never holds a map.
+    """
+    environment = os.environ | (settings or {})
     words = [sys.executable, *map(str, command)]
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         begin = time.perf_counter()
-        process = subprocess.Popen(words, cwd=ROOT, stdout=printed, stderr=errors)
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=printed, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
         for stream in (printed, errors):
@@ -79,11 +87,11 @@ def bench(
     peer, whole = [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
         if with_peer:
-            peer.append(run(HERE / "peer.py", scan, theirs, weights))
+            peer.append(run(HERE / "peer.py", scan, theirs, weights, settings=AS_TORCH))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
     inside = json.loads(run(HERE / "stages.py", scan, folder / "stages", weights, runs).printed)
     base, floor = statistics.median(end.seconds for end in peer) if peer else None, inside.pop("floor")
-    name = f"{size}, {members} {preset}"
+    name = f"{size}, {members} {read_manifest(weights).members[0].preset}"
 
     def row(what: str, seconds: float, ends: Sequence[Ended] = ()) -> Row:
         peak = statistics.median(end.peak_mb for end in ends) if ends else None
@@ -95,8 +103,8 @@ def bench(
     rows.append(row("floor", floor))
     if not with_peer:
         return rows, None
-    maps = [nib.load(place / scan.name).get_fdata(dtype=np.float32) for place in (theirs, ours)]
-    return rows, float(np.abs(maps[0] - maps[1]).max())
+    maps = (place / scan.name for place in (theirs, ours))
+    return rows, float(run(HERE / "difference.py", *maps).printed)
 
 
 def bench_average_precision(runs: int) -> list[Row]:
@@ -127,12 +135,30 @@ def table(rows: list[Row], voxels: int) -> str:
     return "\n".join(lines)
 
 
+def write(rows: list[Row], path: Path | None) -> None:
+    """Write what has been timed so far, where asked."""
+    if path:
+        path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def processor() -> str:
+    """Its name, and the number format of the convolutions on it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    kind = reduced_precision(torch.device("cpu")) or torch.float32
+    return f"{names[0] if names else platform.machine()}, {str(kind).removeprefix('torch.')}"
+
+
 def main() -> None:
     """Time all sizes with all numbers of members."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small size, once: within 5 minutes")
     parser.add_argument(
-        "--sizes", nargs="+", default=SIZES, help="a CT where a spacing is given, else a brain"
+        "--sizes",
+        nargs="+",
+        type=Size.parse,
+        default=SIZES,
+        help="a CT where a spacing is given, else a brain",
     )
     parser.add_argument("--members", nargs="+", type=int, default=MEMBERS)
     parser.add_argument("--preset", choices=("compact", "reference"), default="compact")
@@ -147,12 +173,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.sizes, options.members, options.runs = SIZES[:1], [1, 2], 1
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores, {options.runs} runs\n")
+    print(f"{processor()}, {os.cpu_count()} CPU cores, {options.runs} runs\n")
     print("| what was timed | seconds | of the peer | of the floor | peak MB | M voxels/s |")
     print("|---|---|---|---|---|---|", flush=True)
     rows: list[Row] = []
     differences = []
-    for size in map(Size.parse, options.sizes):
+    for size in options.sizes:
         for members in options.members:
             with tempfile.TemporaryDirectory() as folder:
                 with_peer = members <= options.peer_members
@@ -161,13 +187,12 @@ def main() -> None:
             if difference is not None:
                 differences.append(difference)
             rows += made
+            write(rows, options.json)
     counted = bench_average_precision(options.runs)
     print(table(counted, COUNTED))
-    rows += counted
+    write(rows + counted, options.json)
     if differences:
         print(f"\nLargest difference between the peer's map and ours: {max(differences):.3f}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

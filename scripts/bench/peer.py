@@ -4,11 +4,8 @@ The same networks, spacing, window, overlap and Gaussian; one sliding window a m
 """
 
 import math
-import os
 import sys
 from pathlib import Path
-
-os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's default, which mood_infer changes
 
 import numpy as np
 import torch

@@ -21,9 +21,10 @@ from mood_infer import predictor as predictor_module
 from mood_infer.grid import resample, working_grid
 from mood_infer.intensity import to_unit
 from mood_infer.network import window_logits
-from mood_infer.predictor import Predictor
-from mood_infer.preparation import scan_grid
-from mood_infer.volume import read_volume, write_map
+from mood_infer.predictor import MARGIN, Predictor
+from mood_infer.preparation import body_box, scan_grid
+from mood_infer.refinement import MeanMap
+from mood_infer.volume import Array3D, read_volume, write_map
 from mood_infer.weights import read_manifest
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class Passes:
 
     Attributes:
         network: it.
-        windows: (B, 1, w, w, w), the last batch, as an example.
+        windows: (B, 1, w, w, w), the first batch, as an example.
         autocast: the 16-bit format it ran in, if any.
         count: how many batches there were.
     """
@@ -90,17 +91,30 @@ def timed(rows: dict[str, float], name: str, work: Callable[[], T]) -> T:
     return result
 
 
-def run(predictor: Predictor, scan: Path, out: Path) -> dict[str, float]:
+class Staged(Predictor):
+    """A predictor that notes how long the mean map takes to be smoothed and weighed."""
+
+    rows: dict[str, float]
+
+    def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
+        return timed(self.rows, "refine", lambda: super(Staged, self)._refine(mean))
+
+
+def run(predictor: Staged, scan: Path, out: Path) -> dict[str, float]:
     """Seconds of each stage of one scan."""
-    rows: dict[str, float] = {}
+    rows = predictor.rows = {}
     manifest = predictor.manifest
     volume = timed(rows, "read", lambda: read_volume(scan))
     own = scan_grid(volume)
     unit = timed(rows, "to [0,1]", lambda: to_unit(volume.array, manifest.intensity))
     working = working_grid(own, manifest.spacing, manifest.upsample)
-    timed(rows, "to grid", lambda: resample(unit, own, working))
+    image = timed(rows, "to grid", lambda: resample(unit, own, working))
+    margin = round(MARGIN * manifest.window)
+    timed(rows, "body's box", lambda: body_box(image, manifest.region, margin))
+    prepared = sum(rows.values()) - rows["read"]
+    rows["windows"] = 0.0  # before what is a part of it
     anomalies = timed(rows, "windows", lambda: predictor.predict(volume))
-    rows["windows"] -= rows["to [0,1]"] + rows["to grid"]  # predicting does both once more
+    rows["windows"] -= prepared + rows["refine"]  # predicting does these too
     scores = timed(rows, "back", lambda: anomalies.scores)
     timed(rows, "write", lambda: write_map(out / scan.name, scores, volume.header))
     return rows
@@ -111,7 +125,7 @@ def main() -> None:
     scan, out, weights = map(Path, sys.argv[1:4])
     runs = int(sys.argv[4])
     out.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor.load(read_manifest(weights).region, weights)
+    predictor = Staged.load(read_manifest(weights).region, weights)
     results, floors = [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
         with recorded_passes() as passes:

@@ -85,6 +85,7 @@ def test_speed_and_time_limit_reach_the_record(run: Run, scans: Path, weights: P
     assert record["settings"]["speed"] == "fast" and record["settings"]["time_limit"] == "0.0"
     assert record["weights"]["digest"].endswith("-fast")
     assert [scan["members"] for scan in record["scans"]] == [["member0.safetensors"]] * 2
+    assert [scan["complete"] for scan in record["scans"]] == [False] * 2
 
 
 def test_some_failed_is_1(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_the_scripts_are_posix_executable_and_name_their_task(mode: Mode, region
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert text.startswith("#!/bin/sh\n")
-    assert f"--region {region} --mode {mode}" in text
+    assert f"--region {region} --mode {mode}" in text and "--time-limit 500" in text
     subprocess.run(["sh", "-n", script], check=True)
     usage = subprocess.run([script, "only-one"], capture_output=True, text=True, check=False)
     assert usage.returncode == 2 and usage.stderr.startswith("usage: ")

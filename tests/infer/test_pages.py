@@ -1,13 +1,14 @@
 """The memory of tensors comes in large pages, where Linux gives them."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-TENSORS, BYTES, SMALL_PAGE = 10, 100 * 2**20, 4096
+TENSORS, BYTES = 10, 100 * 2**20
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 FAULTS = f"""
@@ -39,6 +40,6 @@ def _faults(setting: str | None) -> int:
     not SWITCH.exists() or "[madvise]" not in SWITCH.read_text(), reason="all pages or none are large here"
 )
 def test_tensors_come_in_large_pages_unless_the_host_says_otherwise() -> None:
-    small = TENSORS * BYTES // SMALL_PAGE
+    small = TENSORS * BYTES // resource.getpagesize()
     assert _faults("0") == pytest.approx(small, rel=0.05)
     assert _faults(None) < small / 20

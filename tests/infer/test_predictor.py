@@ -167,10 +167,13 @@ def test_voxels_longer_than_the_networks_know_are_told(
 
 def test_reduced_precision_is_close(weights: Path, scan: Volume) -> None:
     exact = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32").predict(scan).working
-    default = Predictor.load(Region.BRAIN, weights, "cpu").predict(scan).working
-    assert np.abs(default - exact).mean() < 0.01
-    assert np.corrcoef(default.ravel(), exact.ravel())[0, 1] > 0.99
-    assert len(np.unique(default)) > 0.5 * default[scan.array > 0].size  # no ties from 8-bit logits
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    predictor._reduced = torch.bfloat16  # any CPU computes in it, if slowly
+    reduced = predictor.predict(scan).working
+    assert predictor.precision == "bfloat16"
+    assert 0 < np.abs(reduced - exact).mean() < 0.01 and np.abs(reduced - exact).max() < 0.05
+    assert np.corrcoef(reduced.ravel(), exact.ravel())[0, 1] > 0.99
+    assert len(np.unique(reduced)) > 0.5 * reduced[scan.array > 0].size  # no ties from 8-bit logits
 
 
 def test_a_subset_of_members(weights: Path, scan: Volume) -> None:
