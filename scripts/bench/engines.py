@@ -178,7 +178,7 @@ def main() -> None:
     ways = [way for maker in makers for way in known(maker)]
     scores = working(ways, timed)
     ways = [way for way in ways if way[0] in scores]
-    seconds = {name: [] for name in scores}  # type: dict[str, list[float]]
+    seconds: dict[str, list[float]] = {name: [] for name in scores}
     for way in ways * options.runs:  # in turns, so that a busy moment does not hit one of them alone
         seconds[way[0]].append(compute(way, timed)[1])
     base = statistics.median(seconds[PLAIN])
