@@ -168,10 +168,11 @@ def test_several_machines_are_refused(scans: Path, weights: Path, tmp_path: Path
         *command(scans, tmp_path / "out", weights),
     ]
     launchers = [start(words), start(words)]
-    for launcher in launchers:
-        _, errors = launcher.communicate(timeout=120)
-        assert launcher.returncode == 1
-        assert "torchrun runs on 2 machines" in errors and "exitcode  : 2" in errors
+    told = [launcher.communicate(timeout=120)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [1, 1]
+    assert all("torchrun runs on 2 machines" in errors for errors in told)
+    # one of them may find that the other, which kept their store, has ended before it
+    assert any("exitcode  : 2" in errors for errors in told)
     assert not maps(tmp_path / "out")
 
 
