@@ -4,7 +4,6 @@
 # MOOD_SKIP_CONTAINER=1. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
 if [ "${MOOD_SKIP_CONTAINER:-}" = 1 ]; then
     echo "test-image: THE CONTAINER WAS NOT TESTED: MOOD_SKIP_CONTAINER=1." >&2
@@ -13,6 +12,10 @@ fi
 if [ "$(id -u)" -ne 0 ] && ! docker info > /dev/null 2>&1; then
     echo "test-image: THE CONTAINER WAS NOT TESTED: no engine answers, and only root can start one." >&2
     exit 1
+fi
+if [ -z "${PYTHON:-}" ]; then
+    scripts/setup.sh dev
+    PYTHON=.venv/bin/python
 fi
 exec scripts/build-image.sh --offline --target infer --target train --tag mood-ood-test \
     --then "$PYTHON -m pytest -m container tests/container --durations=10 $(printf ' %q' "$@")"
