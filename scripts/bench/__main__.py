@@ -17,16 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from cases import ROOT, Size, make_scan, make_weights
+from cases import ROOT, Size, largest_difference, make_scan, make_weights
 
 from mood_infer.predictor import reduced_precision
 from mood_infer.weights import read_manifest
+
+Result = TypeVar("Result")
 
 HERE = Path(__file__).parent
 SIZES = tuple(map(Size.parse, ("160x180x150", "256", "512x512x400@0.75")))
@@ -58,7 +63,7 @@ class Ended:
 def run(*command: object, settings: dict[str, str] | None = None) -> Ended:
     """Run Python with arguments, and settings of the environment, to its end.
 
-    Its peak is at least that of this process, which therefore never holds a map.
+    Its peak is at least that of this process, whose large arrays are therefore made by :func:`apart`.
     """
     environment = os.environ | (settings or {})
     words = [sys.executable, *map(str, command)]
@@ -75,12 +80,18 @@ def run(*command: object, settings: dict[str, str] | None = None) -> Ended:
         return Ended(seconds, usage.ru_maxrss / 1024, printed.read())
 
 
+def apart(work: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function in a process of its own, so that this one stays small."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def bench(
     folder: Path, size: Size, members: int, preset: str, runs: int, with_peer: bool
 ) -> tuple[list[Row], float | None]:
     """The rows of one scan and ensemble, and the largest difference between the peer's map and ours."""
     scan, weights = folder / "scan.nii.gz", folder / "weights" / size.region
-    make_scan(scan, size)
+    apart(make_scan, scan, size)
     make_weights(folder / "weights", size.region, members, preset)
     theirs, ours = folder / "peer", folder / "ours"
     options = ["--region", size.region, "--mode", "pixel", "--weights", weights, "--overwrite"]
@@ -103,8 +114,7 @@ def bench(
     rows.append(row("floor", floor))
     if not with_peer:
         return rows, None
-    maps = (place / scan.name for place in (theirs, ours))
-    return rows, float(run(HERE / "difference.py", *maps).printed)
+    return rows, apart(largest_difference, theirs / scan.name, ours / scan.name)
 
 
 def bench_average_precision(runs: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What is timed: the sample scans on grids of many sizes, and ensembles of many members."""
+"""What is timed: the sample scans on grids of many sizes, ensembles of many members; how far maps differ."""
 
 import itertools
 import re
@@ -75,6 +75,12 @@ def fit(array: Array3D, shape: tuple[int, int, int]) -> Array3D:
     cut = array[tuple(slice(e, e + m) for e, m in zip(excess, shape, strict=True))]
     missing = [m - n for n, m in zip(cut.shape, shape, strict=True)]
     return np.pad(cut, [(m // 2, m - m // 2) for m in missing], constant_values=array.min())
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Of two maps on one grid, at any voxel."""
+    maps = [nib.load(path).get_fdata(dtype=np.float32) for path in (one, other)]
+    return float(np.abs(maps[0] - maps[1]).max())
 
 
 def make_weights(folder: Path, region: Region, members: int, preset: str) -> None:

@@ -64,9 +64,8 @@ def cut_windows(region: Region, count: int) -> Tensor:
     return windows
 
 
-def torch_ways(network: nn.Module, example: Tensor) -> Iterator[Named]:
+def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named]:
     """Name, windows at once, and how to compute them, of each way within torch."""
-    plain, folded = Logits(network), Logits(fold_norms(deepcopy(network)))
     last = deepcopy(folded).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def in_layout(module: Way) -> Way:
@@ -90,16 +89,15 @@ def torch_ways(network: nn.Module, example: Tensor) -> Iterator[Named]:
 
     def in_half(windows: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=half):
-            return in_layout(last)(windows)
+            return last(windows)
 
-    yield f"ours, 1 at once, {str(half).removeprefix('torch.')}", 1, in_half
+    yield f"ours, 1 at once, {str(half).removeprefix('torch.')}", 1, in_layout(in_half)
 
 
-def openvino_ways(network: nn.Module, calibration: Tensor) -> Iterator[Named]:
+def openvino_ways(folded: Logits, calibration: Tensor) -> Iterator[Named]:
     """The same through OpenVINO, in float32 and in int8."""
     import openvino
 
-    folded = Logits(fold_norms(deepcopy(network)))
     shape = (1, *calibration.shape[1:])
     model = openvino.convert_model(folded, example_input=calibration[:1], input=shape)
     precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -115,15 +113,13 @@ def openvino_ways(network: nn.Module, calibration: Tensor) -> Iterator[Named]:
     yield "OpenVINO, int8", 1, compiled(nncf.quantize(model, data))
 
 
-def onnx_ways(network: nn.Module, example: Tensor) -> Iterator[Named]:
+def onnx_ways(folded: Logits, example: Tensor) -> Iterator[Named]:
     """The same through ONNX Runtime."""
     import onnxruntime
 
     with TemporaryDirectory() as folder:
         path = f"{folder}/network.onnx"
-        torch.onnx.export(
-            Logits(fold_norms(deepcopy(network))), (example[:1],), path, input_names=["windows"], dynamo=False
-        )
+        torch.onnx.export(folded, (example[:1],), path, input_names=["windows"], dynamo=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -174,7 +170,8 @@ def main() -> None:
     network = load_member(folder, manifest, manifest.members[0])
     windows = cut_windows(options.region, CALIBRATION)
     timed = windows[:: CALIBRATION // WINDOWS]
-    makers = (torch_ways(network, timed), openvino_ways(network, windows), onnx_ways(network, timed))
+    plain, folded = Logits(network), Logits(fold_norms(deepcopy(network)))
+    makers = (torch_ways(plain, folded, timed), openvino_ways(folded, windows), onnx_ways(folded, timed))
     ways = [way for maker in makers for way in known(maker)]
     scores = working(ways, timed)
     ways = [way for way in ways if way[0] in scores]
