@@ -14,12 +14,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 
 from mood_infer import __version__
 from mood_infer.challenge import Mode, output_paths
 from mood_infer.errors import ScanError, UserError
-from mood_infer.memory import check_fits
+from mood_infer.memory import check_fits, lacks_gpu_memory
 from mood_infer.predictor import AnomalyMap, Predictor
 from mood_infer.ranks import Share
 from mood_infer.report import Report
@@ -332,7 +331,7 @@ def _sentence(scan: Path, error: Exception) -> str:
         return f"{scan.name}: {error}"
     # torch has no kind of its own for host memory
     host = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    if host or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if host or isinstance(error, MemoryError) or lacks_gpu_memory(error):
         remedy = "crop it or use a machine with more memory"
         return str(ScanError(scan, "there is not enough memory for it", remedy))
     return f"{scan.name}: {type(error).__name__}: {error}; report this."

@@ -18,10 +18,12 @@ from mood_infer.weights import Manifest
 BASE_BYTES = 450e6  # Python and torch
 PARAMETER_BYTES = 6  # for each parameter of each member
 CPU_PAIR_VOXELS = 2**21  # windows are computed two at once where these have no more voxels, as of 96^3
-FEATURE_BYTES = 28  # for each voxel computed at once and feature at full resolution, in float32
+FEATURE_BYTES = 32  # for each voxel computed at once and feature at full resolution, in float32
 SCAN_BYTES = 20  # for each voxel of the scan
 WORKING_BYTES = 24  # for each voxel of the working grid
 GB = 1e9
+
+NO_ROOM = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Result = TypeVar("Result")
 
@@ -62,6 +64,11 @@ def limit_gpu(limit: float) -> None:
     """Let this process allocate no more than ``limit`` bytes of the current GPU; that costs time only."""
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+
+
+def lacks_gpu_memory(error: Exception) -> bool:
+    """Whether a GPU's memory is the reason; torch has a kind of its own for it, its libraries have words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM)
 
 
 @dataclass(frozen=True)
@@ -107,13 +114,13 @@ class Memory:
         """What ``work`` returns for the largest room that suffices; it may be called many times.
 
         Raises:
-            torch.OutOfMemoryError: not even the smallest one does.
+            RuntimeError: not even the smallest one does, or the error is not of memory.
         """
         while True:
             try:
                 return work(self.room)
-            except torch.OutOfMemoryError:
-                smaller = self.room.less()
+            except RuntimeError as error:
+                smaller = self.room.less() if lacks_gpu_memory(error) else None
                 if smaller is None:
                     raise
             # only here, after the error and all that its traceback holds are gone

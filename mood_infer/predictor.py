@@ -124,9 +124,10 @@ class Predictor:
         self._device = device
         self._reduced = reduced_precision(device) if precision == "auto" else None
         self._room = Room(device, device, self._batch())
-        # channels last is the layout in which the convolutions are fast, on both kinds of device
+        # channels last is the layout in which the convolutions are fast, on both kinds of device;
+        # a network goes to its device when it is first needed, where a lack of memory is dealt with
         layout = torch.channels_last_3d
-        self._networks = [network.to(device).to(memory_format=layout) for network in networks]  # type: ignore[call-overload]
+        self._networks = [network.to(memory_format=layout) for network in networks]  # type: ignore[call-overload]
 
     @classmethod
     def load(
@@ -207,7 +208,7 @@ class Predictor:
     @property
     def precision(self) -> str:
         """The number format of the convolutions: float32, bfloat16 or float16."""
-        return str(self._reduced or torch.float32).removeprefix("torch.")
+        return format_name(self._reduced)
 
     def predict(self, volume: Volume, progress: Progress | None = None) -> AnomalyMap:
         """Score one scan (paper, sections 3.1.1 and 3.2).
@@ -418,3 +419,8 @@ def reduced_precision(device: torch.device) -> torch.dtype | None:
         if getattr(torch.cpu, question, bool)():
             return torch.bfloat16
     return None
+
+
+def format_name(reduced: torch.dtype | None) -> str:
+    """The number format of convolutions in words: float32 where there is no 16-bit one."""
+    return str(reduced or torch.float32).removeprefix("torch.")

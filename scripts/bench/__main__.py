@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from cases import ROOT, Size, largest_difference, make_scan, make_weights
 
-from mood_infer.predictor import reduced_precision
+from mood_infer.predictor import format_name, reduced_precision
 from mood_infer.weights import read_manifest
 
 Result = TypeVar("Result")
@@ -155,24 +155,23 @@ def processor() -> str:
     """Its name, and the number format of the convolutions on it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    kind = reduced_precision(torch.device("cpu")) or torch.float32
-    return f"{names[0] if names else platform.machine()}, {str(kind).removeprefix('torch.')}"
+    kind = format_name(reduced_precision(torch.device("cpu")))
+    return f"{names[0] if names else platform.machine()}, {kind}"
 
 
 def main() -> None:
     """Time all sizes with all numbers of members."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small size, once: within 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="one small size, 1 and 2 members, once")
     parser.add_argument(
         "--sizes",
         nargs="+",
         type=Size.parse,
-        default=SIZES,
         help="a CT where a spacing is given, else a brain",
     )
-    parser.add_argument("--members", nargs="+", type=int, default=MEMBERS)
+    parser.add_argument("--members", nargs="+", type=int)
     parser.add_argument("--preset", choices=("compact", "reference"), default="compact")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int)
     parser.add_argument(
         "--peer-members",
         type=int,
@@ -181,24 +180,25 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    if options.quick:
-        options.sizes, options.members, options.runs = SIZES[:1], [1, 2], 1
-    print(f"{processor()}, {os.cpu_count()} CPU cores, {options.runs} runs\n")
+    sizes = options.sizes or (SIZES[:1] if options.quick else SIZES)
+    counts = options.members or (MEMBERS[:2] if options.quick else MEMBERS)
+    runs = options.runs or (1 if options.quick else 3)
+    print(f"{processor()}, {os.cpu_count()} CPU cores, {runs} runs\n")
     print("| what was timed | seconds | of the peer | of the floor | peak MB | M voxels/s |")
     print("|---|---|---|---|---|---|", flush=True)
     rows: list[Row] = []
     differences = []
-    for size in options.sizes:
-        for members in options.members:
+    for size in sizes:
+        for members in counts:
             with tempfile.TemporaryDirectory() as folder:
                 with_peer = members <= options.peer_members
-                made, difference = bench(Path(folder), size, members, options.preset, options.runs, with_peer)
+                made, difference = bench(Path(folder), size, members, options.preset, runs, with_peer)
             print(table(made, int(np.prod(size.shape))), flush=True)
             if difference is not None:
                 differences.append(difference)
             rows += made
             write(rows, options.json)
-    counted = bench_average_precision(options.runs)
+    counted = bench_average_precision(runs)
     print(table(counted, COUNTED))
     write(rows + counted, options.json)
     if differences:

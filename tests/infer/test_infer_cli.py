@@ -1,10 +1,12 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 
 from mood_infer import cli
 from mood_infer.challenge import Mode, Region
@@ -312,3 +315,24 @@ def test_the_run_scripts_limit_the_time_unless_told(
     subprocess.run(list(map(str, words)), env=environment, check=True, capture_output=True)
     record = json.loads((tmp_path / "report" / "run.json").read_text())
     assert record["settings"]["time_limit"] == limit
+
+
+def test_the_jobs_of_the_reference_page_are_commands_of_ours(scans: Path, tmp_path: Path) -> None:
+    """For Slurm and for Kubernetes, whose job is YAML with all that an indexed one needs."""
+    yaml = pytest.importorskip("yaml")
+    page = (ROOT / "docs" / "container.md").read_text().split("### More than one machine")[1]
+    slurm, kubernetes = (textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", page, re.M)[:2])
+    job = yaml.safe_load(kubernetes)
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["completions"] == spec["parallelism"] and spec["completionMode"] == "Indexed"
+    (container,), (volume,) = pod["containers"], pod["volumes"]
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt"}]
+    shell, _, line = container["command"]
+    assert shell == "sh" and subprocess.run(["sh", "-n", "-c", slurm], check=True)
+    predict = typer.main.get_command(cli.app).commands["predict"]
+    for command in (line, slurm.splitlines()[-1]):
+        launcher, words = shlex.split(command)[:-1], shlex.split(command.split("-m mood_infer predict")[1])
+        assert "--standalone" in launcher
+        words[:2] = str(scans), str(tmp_path)
+        assert predict.make_context("predict", words).params["region"] == Region.BRAIN

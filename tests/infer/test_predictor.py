@@ -21,6 +21,7 @@ from mood_infer.intensity import CurveRule
 from mood_infer.memory import Room
 from mood_infer.network import window_logits
 from mood_infer.predictor import STAGGER, Predictor
+from mood_infer.preparation import body_box
 from mood_infer.volume import Volume, read_volume
 from mood_infer.weights import load_member, read_manifest
 from mood_infer.windows import count_windows, cube_weights, slide
@@ -33,16 +34,28 @@ def scan(make_scan: Callable[..., Path], tmp_path: Path) -> Volume:
     return read_volume(make_scan(tmp_path / "scan.nii.gz", (50, 36, 28)))
 
 
+@pytest.mark.parametrize("air", [0, 40])
 def test_equals_a_plain_ensemble_in_float32(
-    make_weights: Callable[..., Path], scan: Volume, tmp_path: Path
+    air: int, make_weights: Callable[..., Path], scan: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Over the whole grid, where windows of nothing but air are scored once."""
+    scan = Volume(np.pad(scan.array, [(air, 0)] * 3), scan.affine, scan.header)
     folder = make_weights(
         tmp_path / "weights", sigma=0.25
     )  # as broad as MONAI's floor needs to be without effect
     predictor = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32")
     assert predictor.precision == "float32"
+    predictor.place_windows(0.5, margin=air)  # in windows: all there is
+    computed: list[int] = []
+    monkeypatch.setattr(
+        predictor_module,
+        "window_logits",
+        lambda network, windows: computed.append(len(windows)) or window_logits(network, windows),
+    )
     result = predictor.predict(scan)
     manifest = read_manifest(folder / "brain")
+    windows = 2 * (count_windows(scan.array.shape, 32, 0.5) + 1)  # and one of nothing but air
+    assert sum(computed) >= windows if air == 0 else sum(computed) < windows
     inferer = SlidingWindowInferer((32, 32, 32), overlap=0.5, mode="gaussian", sigma_scale=0.25)
     volume = torch.from_numpy(scan.array)[None, None]
     maps = []
@@ -456,6 +469,13 @@ def test_preparation_counts_against_the_limit(
     assert len(predictor.predict(small).members) == 2
 
 
+NO_MEMORY = (
+    torch.OutOfMemoryError("no room"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory"),
+)
+
+
 class Full(Predictor):
     """Its first few calls find no memory."""
 
@@ -464,7 +484,7 @@ class Full(Predictor):
     def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
         if self.failures:
             self.failures -= 1
-            raise torch.OutOfMemoryError("no room")
+            raise NO_MEMORY[self.failures % len(NO_MEMORY)]
         return super()._score(network, windows)
 
 
@@ -483,7 +503,7 @@ def test_less_memory_gives_the_same_map(failures: int, weights: Path, scan: Volu
     accelerator = torch.device("cpu", 0)  # another device to torch than "cpu", in the role of a GPU
     predictor._room, predictor.failures = Room(accelerator, accelerator, 4), failures
     if failures > len(STEPS):
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError, match="no room"):
             predictor.predict(scan)
         return
     result = predictor.predict(scan)
@@ -491,6 +511,17 @@ def test_less_memory_gives_the_same_map(failures: int, weights: Path, scan: Volu
     assert result.complete
     np.testing.assert_allclose(result.working, plain, atol=1e-6)
     assert predictor.predict(scan).warnings == ()  # the next scan is tried as usual
+
+
+def test_an_error_of_another_kind_is_not_tried_again(
+    weights: Path, scan: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Full.load(Region.BRAIN, weights, "cpu", precision="float32")
+    predictor._room, predictor.failures = replace(predictor._room, batch=4), 1
+    monkeypatch.setitem(globals(), "NO_MEMORY", (RuntimeError("CUDA error: invalid argument"),))
+    with pytest.raises(RuntimeError, match="invalid argument"):
+        predictor.predict(scan)
+    assert predictor.failures == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -505,23 +536,30 @@ def test_less_memory_on_a_gpu(failures: int, weights: Path, scan: Volume) -> Non
 
 
 @pytest.mark.slow
-def test_the_crop_on_the_sample_brain() -> None:
+@pytest.mark.parametrize(("region", "name"), [("brain", "colin27"), ("abdom", "totalseg3mm")])
+def test_the_crop_on_a_sample(region: str, name: str) -> None:
     """Other places of windows, other scores, but no more so than windows moved by half a step."""
-    volume = read_volume(ROOT / "samples/brain/colin27.nii.gz")
-    first = read_manifest(ROOT / "weights" / "brain").members[0].file
-    predictor = Predictor.load(Region.BRAIN, ROOT / "weights", "cpu", [first])
+    volume = read_volume(ROOT / "samples" / region / f"{name}.nii.gz")
+    first = read_manifest(ROOT / "weights" / region).members[0].file
+    predictor = Predictor.load(Region(region), ROOT / "weights", "cpu", [first])
     predictor._manifest = predictor.manifest.model_copy(update={"smoothing": 0.0, "context": 0.0})
-    large = Volume(np.pad(volume.array, [(20, 9), (3, 20), (10, 31)]), volume.affine, volume.header)
-    result = predictor.predict(large)
-    score = partial(predictor._score, predictor._networks[0])
-    image = torch.from_numpy(result.image)
+    air = [(20, 9), (3, 20), (10, 31)]
+    array = np.pad(volume.array, air, constant_values=volume.array.min())
+    result = predictor.predict(Volume(array, volume.affine, volume.header))
+    window, score = predictor.manifest.window, partial(predictor._score, predictor._networks[0])
+    image, half = torch.from_numpy(result.image), window // 4
+    box = body_box(result.image, Region(region), window // 8)
+    assert result.image[box].size < 0.9 * result.image.size
     with torch.inference_mode():
-        plain = slide(image, 64, 0.5, 0.125, score, batch=2).numpy()
-        moved = slide(pad(image, (16, 0) * 3), 64, 0.5, 0.125, score, batch=2).numpy()[16:, 16:, 16:]
-    brain = result.image > 0
-    assert np.abs(result.working - plain)[brain].mean() < 0.04
+        plain = slide(image, window, 0.5, 0.125, score, batch=2).numpy()
+        shifted = pad(image, (half, 0) * 3, value=float(image.min()))
+        moved = slide(shifted, window, 0.5, 0.125, score, batch=2).numpy()[half:, half:, half:]
+    body = np.zeros(image.shape, bool)
+    body[body_box(result.image, Region(region), 0)] = True
+    body &= result.image > 0.05
+    assert np.abs(result.working - plain)[body].mean() < 0.04
 
     def agreement(scores: NDArray[np.float32]) -> float:
-        return float(np.corrcoef(scores[brain], plain[brain])[0, 1])
+        return float(np.corrcoef(scores[body], plain[body])[0, 1])
 
     assert agreement(result.working) > agreement(moved) - 0.02
