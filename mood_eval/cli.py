@@ -92,6 +92,13 @@ PartOption = Annotated[
     PartName | None, typer.Option(help="Take only this part of the split; all by default.")
 ]
 FamilyOption = Annotated[FamilyName, typer.Option(help="The paper's anomalies, the unseen family, or both.")]
+KeepOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep what each case gave: the same command goes on after a stop, and several share the scans.",
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here.")]
 MarkdownOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table here.")]
 EachOption = Annotated[int | None, typer.Option(min=1, help="Cases of each type; one a scan by default.")]
@@ -204,6 +211,7 @@ def members(
     device: DeviceOption = DeviceName.AUTO,
     each: EachOption = None,
     spacing: SpacingOption = None,
+    keep: KeepOption = None,
     json_file: JsonOption = None,
     markdown: MarkdownOption = None,
 ) -> None:
@@ -212,7 +220,8 @@ def members(
 
     chosen = _scans(scans, region, split, part)
     recipe = one_each(region, seed, family.value, len(chosen), each, spacing)
-    _write_scores(evaluate_members(chosen, recipe, weights, device.value, _say_case), json_file, markdown)
+    table = evaluate_members(chosen, recipe, weights, device.value, _say_case, keep)
+    _write_scores(table, json_file, markdown)
 
 
 @app.command("normal-scores")

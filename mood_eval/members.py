@@ -7,7 +7,7 @@ network runs once a case.
 import hashlib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from mood_eval.summary import summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases
 from mood_eval.validation_set import Made, Recipe
+from mood_eval.verdicts import KeptVerdicts
+from mood_infer import __version__
 from mood_infer.grid import Grid
 from mood_infer.memory import CPU_PAIR_VOXELS, Room
 from mood_infer.predictor import Device, Predictor
@@ -45,6 +47,7 @@ def evaluate_members(
     weights: Path | None = None,
     device: Device = "auto",
     report: Report | None = None,
+    keep: Path | None = None,
 ) -> MemberTable:
     """Score all cases of a recipe with each member alone and with all of them.
 
@@ -54,16 +57,31 @@ def evaluate_members(
         weights: folder of the weights; see :func:`mood_infer.weights.find_weights`.
         device: where the networks run.
         report: see :func:`judge_cases`.
+        keep: folder for what each case gave, from which a run that was cut off goes on.
 
     Raises:
-        UserError: a scan or the weights cannot be used.
+        UserError: a scan or the weights cannot be used, or what is kept in the folder is of others.
     """
     predictor = Remembering.load(recipe.region, weights, device)
     files = [member.file for member in predictor.manifest.members]
     rows = {file: [file] for file in files} | _means(predictor.manifest)
-    index, judged = judge_cases(scans, recipe, lambda made: score_rows(made, predictor, rows), report)
+    verdicts = KeptVerdicts(keep, _plan(scans, recipe, predictor)) if keep else None
+    index, judged = judge_cases(
+        scans, recipe, lambda made: score_rows(made, predictor, rows), report, verdicts=verdicts
+    )
     summaries = {name: summarise(part, index) for name, part in judged.items()}
     return MemberTable(index=index, rows=summaries, weights=predictor.manifest.digest())
+
+
+def _plan(scans: Sequence[Path], recipe: Recipe, predictor: Predictor) -> dict[str, object]:
+    """All that the verdicts depend on."""
+    return {
+        "version": __version__,
+        "weights": predictor.digest,
+        "precision": predictor.precision,
+        "scans": [scan.name for scan in scans],
+        "recipe": asdict(recipe),
+    }
 
 
 def _means(manifest: Manifest) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from mood_eval.average_precision import ScoreCounts
 from mood_eval.objects import find_objects
 from mood_eval.summary import Judged, Summary
 from mood_eval.validation_set import Case, Index, Made, Recipe, make_cases, plan_cases
+from mood_eval.verdicts import Verdict, Verdicts
 from mood_infer.grid import Grid, resample
 from mood_infer.preparation import scan_grid
 from mood_infer.volume import Array3D
@@ -79,7 +80,12 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def judge_cases(
-    scans: Sequence[Path], recipe: Recipe, score: Score, report: Report | None = None, objects: bool = True
+    scans: Sequence[Path],
+    recipe: Recipe,
+    score: Score,
+    report: Report | None = None,
+    objects: bool = True,
+    verdicts: Verdicts | None = None,
 ) -> tuple[Index, dict[str, list[Judged]]]:
     """Make all cases of a recipe and score each of them.
 
@@ -89,25 +95,34 @@ def judge_cases(
         score: the methods; the cases of one scan come one after the other.
         report: called before each case with the case, its position from 1, and the number of cases.
         objects: also match objects, which takes a second or more a case and row.
+        verdicts: where what each case gave is kept; those it has are not made again.
 
     Raises:
         UserError: a scan cannot be used.
     """
-    judged: dict[str, list[Judged]] = {}
-    cases: list[Case] = []
-    for made in make_all(scans, recipe, report):
-        cases.append(made.case)
-        for name, scored in score(made).items():
-            judged.setdefault(name, []).append(_judge(made, name, scored, objects))
-    return Index.of(recipe, cases), judged
-
-
-def make_all(scans: Sequence[Path], recipe: Recipe, report: Report | None = None) -> Iterator[Made]:
-    """All cases of a recipe, those of one scan one after the other; arguments as of :func:`judge_cases`."""
+    verdicts = Verdicts() if verdicts is None else verdicts
+    for made in make_all(scans, recipe, report, verdicts):
+        rows = {name: _judge(made, name, scored, objects) for name, scored in score(made).items()}
+        verdicts.add(Verdict(made.case, rows))
     plan = plan_cases(list(scans), recipe)
+    found = [verdicts[case.name] for source in scans for path, case in plan if path == source]
+    names = found[0].rows if found else ()
+    judged = {name: [verdict.rows[name] for verdict in found] for name in names}
+    return Index.of(recipe, [verdict.case for verdict in found]), judged
+
+
+def make_all(
+    scans: Sequence[Path], recipe: Recipe, report: Report | None = None, verdicts: Verdicts | None = None
+) -> Iterator[Made]:
+    """Cases of a recipe, those of one scan one after the other; arguments as of :func:`judge_cases`."""
+    plan = plan_cases(list(scans), recipe)
+    verdicts = Verdicts() if verdicts is None else verdicts
     number = 0
-    for source in scans:
-        for made in make_cases(source, [case for path, case in plan if path == source], recipe):
+    for source in verdicts.share(scans):
+        cases = [case for path, case in plan if path == source]
+        missing = [case for case in cases if case.name not in verdicts]
+        number += len(cases) - len(missing)
+        for made in make_cases(source, missing, recipe):
             number += 1
             if report is not None:
                 report(made.case, number, len(plan))
