@@ -143,7 +143,7 @@ def predict(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    share = join()
+    share = join(with_gpu=device is not DeviceName.CPU)
     predictor = Predictor.load(region, weights, device.value, speed=speed.value, time_limit=time_limit)
     limit = None if max_memory is None else max_memory * GB
     if limit is not None and predictor.device == "cuda":

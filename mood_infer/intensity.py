@@ -72,7 +72,12 @@ class CurveRule(BaseModel):
 
     def apply(self, array: Array3D) -> Array3D:
         """(X, Y, Z) HU to [0,1]; beyond the ends of the curve its end values hold."""
-        return np.interp(array, self.hu, self.value).astype(np.float32)
+        scaled = np.empty_like(array, np.float32)
+        slowest = int(np.argmax(array.strides))
+        slabs = (np.moveaxis(one, slowest, 0) for one in (scaled, array))
+        for part, slab in zip(*slabs, strict=True):  # not all at once: NumPy interpolates in float64
+            part[:] = np.interp(slab, self.hu, self.value)
+        return scaled
 
 
 class UnitRule(BaseModel):

@@ -32,6 +32,7 @@ from mood_infer.volume import (
 )
 from mood_infer.windows import Progress
 
+CUT_SHORT = " incomplete in "  # seconds, at the end of what stands in an output
 PATIENCE = 3.0  # seconds that a stopped job waits for its threads; it must end within 5
 
 
@@ -178,6 +179,17 @@ class Job:
         """Stands in every output and says what made it; an output with another one is made anew."""
         return f"mood-infer {__version__} {self.predictor.digest}"
 
+    def _cut_short(self) -> str:
+        """Stands in an output for which the time limit was too short."""
+        return f"{self.description}{CUT_SHORT}{self.predictor.time_limit:.9g}"
+
+    def _serves(self, made_by: str) -> bool:
+        """Whether an output need not be made again: one cut short does where no more time is allowed now."""
+        limit = self.predictor.time_limit
+        description, short, allowed = made_by.partition(CUT_SHORT)
+        enough = not short or (limit is not None and limit <= float(allowed))
+        return description == self.description and enough
+
     def run(
         self, scans: Sequence[Path], watcher: Watcher | None = None, share: Share | None = None
     ) -> list[Outcome]:
@@ -276,8 +288,7 @@ class Job:
         if anomalies is not None:
             with _attempt(passage):
                 score = anomalies.sample_score
-                # a later run does not take what the time limit cut short for whole
-                made_by = self.description + ("" if anomalies.complete else " incomplete")
+                made_by = self.description if anomalies.complete else self._cut_short()
                 for part, target in passage.targets.items():
                     with _naming(target):
                         if part is Mode.PIXEL:
@@ -297,7 +308,7 @@ class Job:
             # a copy that replaced the scan may be of an older date
             made = max(state.st_mtime_ns, state.st_ctime_ns)
             return all(
-                target.stat().st_mtime_ns > made and whole[part](scan, target, self.description)
+                target.stat().st_mtime_ns > made and whole[part](scan, target, self._serves)
                 for part, target in passage.targets.items()
             )
         except Exception:  # anything odd about one of the files: the way through prediction says what it is
@@ -352,11 +363,11 @@ def remove_partial_files(folder: Path) -> None:
             path.unlink()
 
 
-def _whole_map(scan: Path, target: Path, description: str) -> bool:
+def _whole_map(scan: Path, target: Path, serves: Callable[[str], bool]) -> bool:
     stored = nib.load(target)
     header = stored.header
     same = (
-        bytes(header["descrip"]).rstrip(b"\0") == description.encode()
+        serves(bytes(header["descrip"]).rstrip(b"\0").decode())
         and stored.get_data_dtype().newbyteorder("=") == np.float32  # of a big-endian scan it is big-endian
         and stored.shape == nib.load(scan).shape
     )
@@ -366,9 +377,9 @@ def _whole_map(scan: Path, target: Path, description: str) -> bool:
     return bool(scores.min() >= 0 and scores.max() <= 1)  # false for NaN as well
 
 
-def _whole_score(_scan: Path, target: Path, description: str) -> bool:
+def _whole_score(_scan: Path, target: Path, serves: Callable[[str], bool]) -> bool:
     score, made_by = target.read_text().splitlines()
-    return made_by == description and math.isfinite(float(score)) and 0 <= float(score) <= 1
+    return serves(made_by) and math.isfinite(float(score)) and 0 <= float(score) <= 1
 
 
 def _check_writable(target: Path) -> None:

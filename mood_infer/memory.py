@@ -23,7 +23,12 @@ SCAN_BYTES = 20  # for each voxel of the scan
 WORKING_BYTES = 24  # for each voxel of the working grid
 GB = 1e9
 
-NO_ROOM = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+NO_ROOM = (  # what torch and its libraries say otherwise where memory is short
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # none has room for its workspace
+)
 
 Result = TypeVar("Result")
 
@@ -79,22 +84,24 @@ class Room:
         compute: the device of the networks.
         keep: the device of the scan and of the map that its windows are added to.
         batch: windows at once.
+        cpu_batch: windows at once where a GPU is given up for the CPU.
     """
 
     compute: torch.device
     keep: torch.device
     batch: int
+    cpu_batch: int = 1
 
     def less(self) -> tuple["Room", str] | None:
         """The next smaller way and a word for it; None where there is none."""
         cpu = torch.device("cpu")
-        if self.batch > 1:
+        if self.batch > 1 and self.compute != cpu:
             batch = self.batch // 2
             return replace(self, batch=batch), f"batches of {batch} were used"
         if self.keep != cpu:
             return replace(self, keep=cpu), "the map was kept in the computer's own memory"
         if self.compute != cpu:
-            return replace(self, compute=cpu), "the CPU was used"
+            return replace(self, compute=cpu, batch=self.cpu_batch), "the CPU was used"
         return None
 
 

@@ -123,7 +123,7 @@ class Predictor:
         self._clock = clock
         self._device = device
         self._reduced = reduced_precision(device) if precision == "auto" else None
-        self._room = Room(device, device, self._batch())
+        self._room = Room(device, device, self._batch(), cpu_batch(manifest.window))
         # channels last is the layout in which the convolutions are fast, on both kinds of device;
         # a network goes to its device when it is first needed, where a lack of memory is dealt with
         layout = torch.channels_last_3d
@@ -199,6 +199,11 @@ class Predictor:
     def digest(self) -> str:
         """12 hex digits for the weights and members in use, and ``-fast`` where they run so."""
         return self._manifest.digest() + ("-fast" if self._speed == "fast" else "")
+
+    @property
+    def time_limit(self) -> float | None:
+        """For each scan, in seconds."""
+        return self._time_limit
 
     @property
     def device(self) -> str:

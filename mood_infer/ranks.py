@@ -4,7 +4,7 @@ The ranks agree through the launcher's own key-value store; they send each other
 the next scan when it has room for one, so a slow scan holds nobody up.
 """
 
-import math
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,6 @@ from torch.distributed.rendezvous import rendezvous
 from mood_infer.errors import UserError
 
 POLL_SECONDS = 0.2
-LEAVE_SECONDS = 3600.0  # more than the last scan of any rank takes
 
 
 class Share:
@@ -39,7 +38,7 @@ class Share:
         action()
 
     def leave(self) -> None:
-        """Wait until every process has come this far, or long enough."""
+        """Wait until every process has come this far."""
 
 
 class RankShare(Share):
@@ -73,16 +72,18 @@ class RankShare(Share):
     def leave(self) -> None:
         """A rank that ends with an error ends all others, so those who have met one wait for the rest."""
         self._store.add("ended", 1)
-        self._wait("ended", self._ranks, LEAVE_SECONDS)
+        self._wait("ended", self._ranks)  # of one that died nobody waits: the launcher ends them all
 
-    def _wait(self, key: str, count: int, seconds: float = math.inf) -> None:
-        deadline = time.monotonic() + seconds
-        while self._store.add(key, 0) < count and time.monotonic() < deadline:
+    def _wait(self, key: str, count: int) -> None:
+        while self._store.add(key, 0) < count:
             time.sleep(POLL_SECONDS)  # the store's own waiting does not listen to signals
 
 
-def join() -> Share:
-    """What ``torchrun`` left to this process, with a GPU of its own if there are enough; all, without it.
+def join(with_gpu: bool = True) -> Share:
+    """What ``torchrun`` left to this process; all, without it.
+
+    Args:
+        with_gpu: whether it is to have a GPU, of its own if there are enough.
 
     Raises:
         UserError: the processes are on several machines, whose launchers do not restart them together.
@@ -95,8 +96,9 @@ def join() -> Share:
             f"torchrun runs on {machines} machines, but only processes of one machine share scans; "
             "give each a torchrun --standalone with a part of the scans and an output folder of its own."
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    if with_gpu and torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):  # one that is full is told of when the networks are loaded
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     store, rank, ranks = next(rendezvous("env://"))
     # ranks that the launcher starts again count anew, though it may keep the store
     prefix = f"mood-infer/{os.environ['TORCHELASTIC_RESTART_COUNT']}/{ranks}"

@@ -3,9 +3,9 @@
 ``scripts/bench.sh [--quick] [--sizes SIZE ...] [--members N ...] [--preset NAME] [--runs N] [--json FILE]``
 
 Prints a Markdown table of medians. "peer" and "end to end" are processes of their own, start of Python
-included, and their peak is of resident memory; the stages and the floor are timed inside one process. Below
-it, the average precision of 100 million voxels: scikit-learn is the peer, seconds are of one core, and the
-peak is what a process took beyond the two arrays.
+included, and their peak is of resident memory; the stages and the floor are timed inside one process, and the
+windows' peak is a GPU's, where there is one. Below it, the average precision of 100 million voxels:
+scikit-learn is the peer, seconds are of one core, and the peak is what a process took beyond the two arrays.
 """
 
 import argparse
@@ -95,31 +95,38 @@ def bench(
     make_weights(folder / "weights", size.region, members, preset)
     theirs, ours = folder / "peer", folder / "ours"
     options = ["--region", size.region, "--mode", "pixel", "--weights", weights, "--overwrite"]
-    peer, whole = [], []
+    peer, whole, start = [], [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
         if with_peer:
             peer.append(run(HERE / "peer.py", scan, theirs, weights, settings=AS_TORCH))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
+        start.append(run("-c", "import mood_infer.predictor"))
     inside = json.loads(run(HERE / "stages.py", scan, folder / "stages", weights, runs).printed)
     base, floor = statistics.median(end.seconds for end in peer) if peer else None, inside.pop("floor")
+    gpu = {"windows": inside.pop("gpu_mb", None)}
     name = f"{size}, {members} {read_manifest(weights).members[0].preset}"
 
-    def row(what: str, seconds: float, ends: Sequence[Ended] = ()) -> Row:
-        peak = statistics.median(end.peak_mb for end in ends) if ends else None
+    def row(what: str, seconds: float, peak: float | None = None) -> Row:
         return Row(f"{name}: {what}", seconds, base and seconds / base, seconds / floor, peak)
 
-    rows = [row("peer", base, peer)] if base else []
-    rows.append(row("end to end", statistics.median(end.seconds for end in whole), whole))
-    rows += [row(stage, seconds) for stage, seconds in inside.items()]
+    def ended(what: str, ends: Sequence[Ended]) -> Row:
+        seconds, peak = (
+            statistics.median(getattr(end, key) for end in ends) for key in ("seconds", "peak_mb")
+        )
+        return row(what, seconds, peak)
+
+    rows = [ended("peer", peer)] if peer else []
+    rows += [ended("end to end", whole), ended("start", start)]
+    rows += [row(stage, seconds, gpu.get(stage)) for stage, seconds in inside.items()]
     rows.append(row("floor", floor))
     if not with_peer:
         return rows, None
     return rows, apart(largest_difference, theirs / scan.name, ours / scan.name)
 
 
-def bench_average_precision(runs: int) -> list[Row]:
+def bench_average_precision(voxels: int, runs: int) -> list[Row]:
     """The rows of the pixel average precision; refuses to time two ways that disagree."""
-    command = (HERE / "average_precision.py", "--voxels", COUNTED)
+    command = (HERE / "average_precision.py", "--voxels", voxels)
     peer, ours = [], []
     for _ in range(runs):
         peer.append(json.loads(run(*command, "--scikit-learn").printed))
@@ -152,7 +159,9 @@ def write(rows: list[Row], path: Path | None) -> None:
 
 
 def processor() -> str:
-    """Its name, and the number format of the convolutions on it."""
+    """The name of what computes, and the number format of the convolutions on it."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {format_name(reduced_precision(torch.device('cuda')))}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     kind = format_name(reduced_precision(torch.device("cpu")))
@@ -178,6 +187,9 @@ def main() -> None:
         default=sys.maxsize,
         help="time the peer, which takes longest, with no more than these",
     )
+    parser.add_argument(
+        "--voxels", type=int, default=COUNTED, help="of the average precision; 0 leaves it out"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     sizes = options.sizes or (SIZES[:1] if options.quick else SIZES)
@@ -198,9 +210,10 @@ def main() -> None:
                 differences.append(difference)
             rows += made
             write(rows, options.json)
-    counted = bench_average_precision(runs)
-    print(table(counted, COUNTED))
-    write(rows + counted, options.json)
+    if options.voxels:
+        counted = bench_average_precision(options.voxels, runs)
+        print(table(counted, options.voxels))
+        write(rows + counted, options.json)
     if differences:
         print(f"\nLargest difference between the peer's map and ours: {max(differences):.3f}")
 

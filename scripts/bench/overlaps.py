@@ -1,13 +1,14 @@
 """What fewer windows and fewer networks cost in average precision, and save in time.
 
-``python scripts/bench/overlaps.py SCANS --region R --split FILE [--limit N] [--peer] [--weights DIR]``, and
-``--help`` for the rest.
+``python scripts/bench/overlaps.py SCANS --region R --split FILE [--limit N] [--ways W ...]``, and ``--help``
+for the rest.
 
 The same cases for all settings, made in memory from normal scans that no member was trained on. "averages":
 one network for all members that started from the same one, as with ``--speed fast``. "shared": all networks
 look at the same windows, as with ``--speed exact``; "staggered": each has its own. "whole grid" is as in the
-paper, windows over the air around the body too, and in float32 it is what MONAI's inferer would compute. The
-seconds are those of preparation and prediction, summed over the cases; settings take turns on each case.
+paper, windows over the air around the body too, and in float32 it is what MONAI's inferer would compute
+("peer" among the ways). The seconds are those of preparation and prediction, summed over the cases; settings
+take turns on each case.
 """
 
 import argparse
@@ -17,12 +18,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from mood_eval.split import judge_scans
 from mood_eval.summary import summarise
 from mood_eval.table import Scored, judge_cases
 from mood_eval.validation_set import Made, Recipe, one_each
 from mood_infer.challenge import Region, find_scans
-from mood_infer.predictor import MARGIN, Precision, Predictor, Speed
+from mood_infer.predictor import MARGIN, Precision, Predictor, Speed, reduced_precision
 from mood_train.folds import read_split
 
 PAPER = 0.5  # overlap
@@ -61,6 +64,7 @@ PEER = (Setting(margin=WHOLE, precision="float32"), Setting(margin=WHOLE))
 STAGGERED = tuple(Setting(windows="fast", overlap=overlap) for overlap in OVERLAPS)
 AVERAGES = (Setting("fast"), *(Setting("fast", "fast", overlap) for overlap in OVERLAPS))
 SETTINGS = (EXACT, *STAGGERED, *AVERAGES)
+WAYS = {"peer": PEER, "staggered": STAGGERED, "averages": AVERAGES, "fast": (Setting("fast", "fast"),)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,13 @@ def main() -> None:
     parser.add_argument("--region", type=Region, choices=list(Region), required=True)
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="take only so many of the scans")
-    parser.add_argument("--peer", action="store_true", help="judge the whole grid too, which takes longest")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=list(WAYS),
+        default=["staggered", "averages"],
+        help="beside --speed exact; peer, which takes longest: the whole grid; fast: --speed fast alone",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -119,8 +129,10 @@ def main() -> None:
     split = read_split(options.split, options.region)
     scans = judge_scans(find_scans(options.scans), split, "set_aside")[: options.limit]
     recipe = one_each(options.region, options.seed, "seen", len(scans))
-    settings = (*PEER, *SETTINGS) if options.peer else SETTINGS
-    rows = compare(scans, recipe, options.weights, settings)
+    settings = dict.fromkeys([EXACT, *(setting for way in options.ways for setting in WAYS[way])])
+    if reduced_precision(torch.device("cpu")) is None and not torch.cuda.is_available():
+        settings.pop(PEER[1], None)  # as the one before it
+    rows = compare(scans, recipe, options.weights, list(settings))
     print(f"| networks, windows | seconds | of {EXACT} | pixel AP | sample AP |\n|---|---|---|---|---|")
     for row in rows:
         print(

@@ -121,18 +121,22 @@ def run(predictor: Staged, scan: Path, out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the medians as one line of JSON."""
+    """Print the medians, and a GPU's peak, as one line of JSON."""
     scan, out, weights = map(Path, sys.argv[1:4])
     runs = int(sys.argv[4])
     out.mkdir(parents=True, exist_ok=True)
-    predictor = Staged.load(read_manifest(weights).region, weights)
+    loading: dict[str, float] = {}
+    predictor = timed(loading, "load", lambda: Staged.load(read_manifest(weights).region, weights))
     results, floors = [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
         with recorded_passes() as passes:
             results.append(run(predictor, scan, out))
         floors.append(sum(one.seconds() for one in passes.values()))
     rows = {name: statistics.median(result[name] for result in results) for name in results[0]}
-    print(json.dumps(rows | {"floor": statistics.median(floors)}))
+    figures = loading | rows | {"floor": statistics.median(floors)}
+    if predictor.device == "cuda":
+        figures["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -159,3 +159,48 @@ def test_the_metric_and_its_peer_are_timed_on_the_same_numbers() -> None:
 
     ours, peer = timed(), timed("--scikit-learn")
     assert 0.01 < ours["value"] < 0.5 and abs(ours["value"] - peer["value"]) < 1e-12
+
+
+@pytest.mark.slow
+def test_the_whole_bench_on_a_tiny_scan(tmp_path: Path) -> None:
+    words = ["--sizes", "70x40x36", "--members", "1", "2", "--peer-members", "1", "--runs", "1"]
+    words += ["--voxels", "100000", "--json", str(tmp_path / "rows.json")]
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bench", *words], check=True, capture_output=True, text=True
+    )
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    table = {row.pop("name"): row for row in rows}
+    assert all(
+        set(row) == {"seconds", "ratio_to_peer", "ratio_to_floor", "peak_mb"} and row["seconds"] > 0
+        for row in table.values()
+    )
+    stages = [
+        "start",
+        "load",
+        "read",
+        "to [0,1]",
+        "to grid",
+        "body's box",
+        "windows",
+        "refine",
+        "back",
+        "write",
+    ]
+    one, two = "70x40x36 brain, 1 compact", "70x40x36 brain, 2 compact"
+    for name, first in ((one, ["peer"]), (two, [])):
+        kind = [key.removeprefix(f"{name}: ") for key in table if key.startswith(name)]
+        assert kind == [*first, "end to end", *stages, "floor"]
+        whole, floor = table[f"{name}: end to end"], table[f"{name}: floor"]
+        assert whole["ratio_to_floor"] == pytest.approx(whole["seconds"] / floor["seconds"])
+        assert sum(table[f"{name}: {stage}"]["seconds"] for stage in stages) < 2 * whole["seconds"]
+        assert 200 < whole["peak_mb"] < 2000
+    whole, base = table[f"{one}: end to end"], table[f"{one}: peer"]
+    assert whole["ratio_to_peer"] == pytest.approx(whole["seconds"] / base["seconds"])
+    assert table[f"{two}: end to end"]["ratio_to_peer"] is None
+    assert [name for name in table if name.startswith("average")] == [
+        "average precision: scikit-learn",
+        "average precision: ours",
+    ]
+    said = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(said) == 1 + len(rows)
+    assert "Largest difference between the peer's map and ours: 0." in done.stdout

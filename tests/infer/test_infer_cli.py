@@ -326,6 +326,7 @@ def test_the_jobs_of_the_reference_page_are_commands_of_ours(scans: Path, tmp_pa
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     assert spec["completions"] == spec["parallelism"] and spec["completionMode"] == "Indexed"
+    assert "backoffLimitPerIndex" in spec and "backoffLimit" not in spec  # a bad part ends no other
     (container,), (volume,) = pod["containers"], pod["volumes"]
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt"}]
     shell, _, line = container["command"]

@@ -299,6 +299,9 @@ def test_what_the_time_limit_cut_short_is_not_whole(
     (first,) = hurried.run(scans)
     assert first.state is State.DONE and first.members == ("member0.safetensors",)
     assert "because of the time limit of 0 s only 1 of 2 members were used" in first.warnings
+    assert [outcome.state for outcome in hurried.run(scans)] == [State.SKIPPED]  # it would be no better
+    unlimited = Job(Predictor.load(Region.BRAIN, weights, "cpu"), mode, output)
+    assert not unlimited._serves(hurried._cut_short())
     ample = Job(Predictor.load(Region.BRAIN, weights, "cpu", time_limit=1e6), mode, output)
     (second,) = ample.run(scans)
     assert second.state is State.DONE and second.members == ("member0.safetensors", "member1.safetensors")

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from mood_infer.challenge import Mode, Region
 from mood_infer.errors import ScanError
 from mood_infer.grid import Grid
+from mood_infer.intensity import CurveRule, IntensityRule, QuartileRule
 from mood_infer.job import Job, State
 from mood_infer.memory import (
     BASE_BYTES,
@@ -62,6 +64,19 @@ def test_needed_bytes_by_hand(weights: Path) -> None:
     # 2 x 2 mm stay, 30 mm of 1 mm become 20 of 1.5
     voxels = SCAN_BYTES * 10 * 20 * 31 + WORKING_BYTES * 10 * 20 * 21
     assert needed_bytes(grid, kept) == BASE_BYTES + ensemble + features + voxels
+
+
+def test_the_reference_page_says_what_is_counted() -> None:
+    page = (ROOT / "docs" / "container.md").read_text()
+    said = re.search(r"in one process: ([\d.]+) GB \(brain\) or ([\d.]+) GB \(abdomen", page)
+    grid, one = Grid((1, 1, 1), np.eye(4)), {}
+    for region, words in zip((Region.BRAIN, Region.ABDOM), said.groups(), strict=True):
+        manifest = read_manifest(ROOT / "weights" / region)
+        assert f"{needed_bytes(grid, manifest) / GB:.1f}" == words
+        one[region] = PARAMETER_BYTES * count_parameters(manifest.network) / 1e6
+    assert f"({one[Region.BRAIN]:.0f} MB each for `compact`" in page
+    paper = count_parameters(NetworkConfig(widths=(32, 64, 128, 256, 320, 320)))
+    assert f"{round(PARAMETER_BYTES * paper / 1e6, -1):.0f} MB for\n`reference`" in page
 
 
 def test_the_paper_s_network_is_counted() -> None:
@@ -141,19 +156,25 @@ def test_the_gpu_gets_its_share_and_never_more_than_all(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "spacing", "dtype"),
-    [((300, 300, 300), 1.0, np.float64), ((200, 200, 90), 5.0, np.int16)],
-    ids=["many voxels", "a large working grid"],
+    ("shape", "spacing", "dtype", "rule"),
+    [
+        ((300, 300, 300), 1.0, np.float64, QuartileRule()),
+        ((300, 300, 300), 1.0, np.int16, CurveRule()),
+        ((200, 200, 90), 5.0, np.int16, QuartileRule()),
+    ],
+    ids=["many voxels", "many voxels of a CT", "a large working grid"],
 )
 def test_the_peak_of_a_real_run_lies_below_what_is_said(
     shape: tuple[int, int, int],
     spacing: float,
     dtype: type,
+    rule: IntensityRule,
     make_weights: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     """With maps that are refined, which takes memory too."""
-    weights = make_weights(tmp_path / "weights", count=1, overlap=0.0, smoothing=5.0, context=20.0)
+    settings = {"overlap": 0.0, "smoothing": 5.0, "context": 20.0, "intensity": rule}
+    weights = make_weights(tmp_path / "weights", count=1, **settings)
     path = write_scan(tmp_path / "a.nii.gz", shape, spacing, dtype)
     peak, needed = peak_and_need(path, Region.BRAIN, weights)
     assert 0.5 * needed < peak < needed

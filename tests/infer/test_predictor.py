@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from mood_infer import predictor as predictor_module
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
-from mood_infer.intensity import CurveRule
+from mood_infer.intensity import CurveRule, to_unit
 from mood_infer.memory import Room
 from mood_infer.network import window_logits
 from mood_infer.predictor import STAGGER, Predictor
@@ -473,6 +473,7 @@ NO_MEMORY = (
     torch.OutOfMemoryError("no room"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("CUDA error: out of memory"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
 )
 
 
@@ -480,8 +481,10 @@ class Full(Predictor):
     """Its first few calls find no memory."""
 
     failures = 0
+    batches: tuple[int, ...] = ()
 
     def _score(self, network: nn.Module, windows: Tensor) -> Tensor:
+        self.batches += (len(windows),)
         if self.failures:
             self.failures -= 1
             raise NO_MEMORY[self.failures % len(NO_MEMORY)]
@@ -501,13 +504,14 @@ def test_less_memory_gives_the_same_map(failures: int, weights: Path, scan: Volu
     plain = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32").predict(scan).working
     predictor = Full.load(Region.BRAIN, weights, "cpu", precision="float32")
     accelerator = torch.device("cpu", 0)  # another device to torch than "cpu", in the role of a GPU
-    predictor._room, predictor.failures = Room(accelerator, accelerator, 4), failures
+    predictor._room, predictor.failures = Room(accelerator, accelerator, 4, 2), failures
     if failures > len(STEPS):
         with pytest.raises(torch.OutOfMemoryError, match="no room"):
             predictor.predict(scan)
         return
     result = predictor.predict(scan)
     assert result.warnings == STEPS[:failures]
+    assert max(predictor.batches[failures:]) == (4, 2, 1, 1, 2)[failures]  # a CPU is quick with pairs
     assert result.complete
     np.testing.assert_allclose(result.working, plain, atol=1e-6)
     assert predictor.predict(scan).warnings == ()  # the next scan is tried as usual
@@ -533,6 +537,24 @@ def test_less_memory_on_a_gpu(failures: int, weights: Path, scan: Volume) -> Non
     result = predictor.predict(scan)
     assert result.warnings == STEPS[1 : 1 + failures]
     np.testing.assert_allclose(result.working, plain, atol=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("region", "name"), [("brain", "colin27"), ("abdom", "totalseg3mm")])
+def test_16_bits_move_scores_of_the_shipped_networks_by_little(region: str, name: str) -> None:
+    """In bfloat16, the coarser of the two, on the middle of a sample: one member with each kind of edges."""
+    manifest = read_manifest(ROOT / "weights" / region)
+    files = [next(m.file for m in manifest.members if m.edges == edges) for edges in ("hard", "smooth")]
+    volume = read_volume(ROOT / "samples" / region / f"{name}.nii.gz")
+    window = manifest.window
+    middle = tuple(slice(max(0, n // 2 - window // 2), n // 2 + window // 2) for n in volume.array.shape)
+    image = to_unit(volume.array, manifest.intensity)[middle]
+    part = Volume(image, np.diag([*[manifest.spacing] * 3, 1.0]), nib.Nifti1Header())
+    exact = Predictor.load(Region(region), ROOT / "weights", "cpu", files, precision="float32")
+    reduced = Predictor.load(Region(region), ROOT / "weights", "cpu", files)
+    reduced._reduced = torch.bfloat16
+    difference = np.abs(reduced.predict(part).working - exact.predict(part).working)
+    assert 0 < difference.mean() < 0.005 and difference.max() < 0.05
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from threading import Thread
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
-from mood_infer import ranks
 from mood_infer.challenge import Mode, Region
 from mood_infer.job import Job, Watcher
 from mood_infer.predictor import Predictor
@@ -54,19 +53,16 @@ def test_one_does_what_is_to_be_done_once(shares: list[RankShare]) -> None:
     assert done == [0]
 
 
-@pytest.mark.parametrize("others", [0, RANKS - 1])
-def test_who_leaves_waits_for_the_others_but_not_for_ever(
-    others: int, shares: list[RankShare], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranks, "LEAVE_SECONDS", 1.0)
-    leaving = [Thread(target=share.leave, daemon=True) for share in shares[: 1 + others]]
-    begin = time.monotonic()
-    for thread in leaving:
+def test_who_leaves_waits_for_the_others(shares: list[RankShare]) -> None:
+    leaving = [Thread(target=share.leave, daemon=True) for share in shares]
+    for thread in leaving[:-1]:
         thread.start()
+    leaving[0].join(1)
+    assert all(thread.is_alive() for thread in leaving[:-1])
+    leaving[-1].start()
     for thread in leaving:
         thread.join(10)
     assert not any(thread.is_alive() for thread in leaving)
-    assert (time.monotonic() - begin >= 1) == (others == 0)
 
 
 def test_a_job_leaves_others_their_scans_and_their_files_in_progress(
@@ -191,6 +187,7 @@ def test_a_rank_that_is_killed(
         time.sleep(0.02)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert len(children) == RANKS
+    done = maps(output)
     os.kill(int(children[1]), 9)
     _, errors = launcher.communicate(timeout=300)
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
@@ -199,7 +196,7 @@ def test_a_rank_that_is_killed(
         assert maps(output) == alone
     else:
         assert launcher.returncode == 1
-        assert 3 <= len(maps(output)) < len(alone)
+        assert done.items() <= maps(output).items() and len(maps(output)) < len(alone)
         assert maps(output).items() <= alone.items()
     code, errors = finish(words)
     assert code == 0, errors
