@@ -145,7 +145,7 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
 
 
 def test_both_jobs_of_a_folder_write_the_same_maps(tmp_path: Path) -> None:
-    rows = folder.compare(tmp_path, cases.Size.parse("64"), 1, 2)
+    rows = folder.compare(tmp_path, cases.Size.parse("64"), 1, 2, 1)
     made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in list(rows)[1:]]
     assert next(iter(rows)) == "ensemble alone" and all(taken > 0 for taken in rows.values())
     assert made[0] == made[1] and set(made[0]) == {"00.nii.gz", "01.nii.gz"}
