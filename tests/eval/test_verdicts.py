@@ -23,6 +23,19 @@ class StoppedError(Exception):
     """As a signal would."""
 
 
+def assert_alike(one: MemberTable, other: MemberTable) -> None:
+    """But for scores that round to the float16 beside, because windows come in other batches."""
+    assert (one.index, one.weights, list(one.rows)) == (other.index, other.weights, list(other.rows))
+    for name, row in one.rows.items():
+        expected = other.rows[name]
+        assert row.cases == expected.cases and list(row.recall) == list(expected.recall)
+        assert row.pixel_ap == pytest.approx(expected.pixel_ap, rel=1e-3)
+        assert row.per_type == pytest.approx(expected.per_type, rel=1e-2)
+        assert [group.to_ml for group in row.by_size.values()] == [
+            group.to_ml for group in expected.by_size.values()
+        ]
+
+
 def test_it_goes_on_where_it_was_cut_off(scans: Path, weights: Path, tmp_path: Path) -> None:
     paths, keep = find_scans(scans), tmp_path / "keep"
     at_once = evaluate_members(paths, RECIPE, weights, "cpu")
@@ -38,9 +51,10 @@ def test_it_goes_on_where_it_was_cut_off(scans: Path, weights: Path, tmp_path: P
     with pytest.raises(StoppedError):
         evaluate_members(paths, RECIPE, weights, "cpu", stop_after_three, keep)
     assert len(list(keep.glob("case_*"))) == 3
-    assert evaluate_members(paths, RECIPE, weights, "cpu", lambda _, at, of: seen.append(at), keep) == at_once
+    resumed = evaluate_members(paths, RECIPE, weights, "cpu", lambda _, at, of: seen.append(at), keep)
+    assert_alike(resumed, at_once)
     assert sorted(seen[4:]) == list(range(4, cases + 1))
-    assert evaluate_members(paths, RECIPE, weights, "cpu", lambda *_: pytest.fail("again"), keep) == at_once
+    assert evaluate_members(paths, RECIPE, weights, "cpu", lambda *_: pytest.fail("again"), keep) == resumed
 
 
 def test_what_is_kept_of_other_cases_or_weights_is_refused(
@@ -61,13 +75,14 @@ def test_several_processes_share_the_scans_and_one_may_die(
     keep = tmp_path / "keep"
     command = [sys.executable, "-m", "mood_eval", "members", scans, "--region", "brain", "--each", "9"]
     command += ["--weights", weights, "--keep", keep, "--device", "cpu"]
-    alone = subprocess.run([*map(str, command[:-4]), "--json", str(tmp_path / "alone.json")], check=True)
-    assert alone.returncode == 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the same sums, in the same order
+    alone = [*map(str, command[:-4]), "--device", "cpu", "--json", str(tmp_path / "alone.json")]
+    subprocess.run(alone, check=True, env=environment)
     running = [
         subprocess.Popen(
             [*map(str, command), "--json", str(tmp_path / f"{number}.json")],
             stderr=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=environment,
             text=True,
         )
         for number in range(3)
@@ -79,7 +94,7 @@ def test_several_processes_share_the_scans_and_one_may_die(
     assert [one.returncode for one in running] == [-signal.SIGKILL, 0, 0]
     expected = MemberTable.model_validate_json((tmp_path / "alone.json").read_text())
     for number in (1, 2):
-        assert MemberTable.model_validate_json((tmp_path / f"{number}.json").read_text()) == expected
+        assert_alike(MemberTable.model_validate_json((tmp_path / f"{number}.json").read_text()), expected)
     judged = [set(re.findall(r"in (sub-\d+)", words)) for words in said]
     assert not judged[1] & judged[2] and judged[1] | judged[2]
 
