@@ -104,8 +104,7 @@ def judge_cases(
     for made in make_all(scans, recipe, report, verdicts):
         rows = {name: _judge(made, name, scored, objects) for name, scored in score(made).items()}
         verdicts.add(Verdict(made.case, rows))
-    plan = plan_cases(list(scans), recipe)
-    found = [verdicts[case.name] for source in scans for path, case in plan if path == source]
+    found = [verdicts[case.name] for cases in _by_scan(scans, recipe).values() for case in cases]
     names = found[0].rows if found else ()
     judged = {name: [verdict.rows[name] for verdict in found] for name in names}
     return Index.of(recipe, [verdict.case for verdict in found]), judged
@@ -115,18 +114,22 @@ def make_all(
     scans: Sequence[Path], recipe: Recipe, report: Report | None = None, verdicts: Verdicts | None = None
 ) -> Iterator[Made]:
     """Cases of a recipe, those of one scan one after the other; arguments as of :func:`judge_cases`."""
-    plan = plan_cases(list(scans), recipe)
+    plan = _by_scan(scans, recipe)
     verdicts = Verdicts() if verdicts is None else verdicts
-    number = 0
+    number, count = 0, sum(map(len, plan.values()))
     for source in verdicts.share(scans):
-        cases = [case for path, case in plan if path == source]
-        missing = [case for case in cases if case.name not in verdicts]
-        number += len(cases) - len(missing)
+        missing = [case for case in plan[source] if case.name not in verdicts]
+        number += len(plan[source]) - len(missing)
         for made in make_cases(source, missing, recipe):
             number += 1
             if report is not None:
-                report(made.case, number, len(plan))
+                report(made.case, number, count)
             yield made
+
+
+def _by_scan(scans: Sequence[Path], recipe: Recipe) -> dict[Path, list[Case]]:
+    plan = plan_cases(list(scans), recipe)
+    return {source: [case for path, case in plan if path == source] for source in scans}
 
 
 def _judge(made: Made, name: str, scored: Scored, objects: bool) -> Judged:

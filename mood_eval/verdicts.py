@@ -1,10 +1,7 @@
 """What each case gave, in memory or in files: judging that takes hours goes on where it was cut off."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from mood_eval.objects import CaseObjects
 from mood_eval.summary import Judged
 from mood_eval.validation_set import Case
 from mood_infer.errors import UserError
+from mood_infer.locking import alone
 from mood_infer.volume import write_atomically
 
 
@@ -70,7 +68,7 @@ class KeptVerdicts(Verdicts):
         super().__init__()
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / "plan.lock"):
+        with alone(folder):
             path = folder / "plan.json"
             if not path.exists():
                 write_atomically(path, lambda partial: partial.write_text(json.dumps(plan, indent=1)))
@@ -84,13 +82,13 @@ class KeptVerdicts(Verdicts):
         """The scans that no other process has, then the others', which by then are done or given up."""
         late = []
         for scan in scans:
-            with _alone(self._lock(scan), wait=False) as mine:
+            with alone(self._lock(scan), wait=False) as mine:
                 if mine:
                     yield scan
                 else:
                     late.append(scan)
         for scan in late:
-            with _alone(self._lock(scan)):
+            with alone(self._lock(scan)):
                 yield scan
 
     def __contains__(self, name: str) -> bool:
@@ -137,18 +135,3 @@ def _judged(case: str, arrays: np.lib.npyio.NpzFile, number: int) -> Judged:
     objects = CaseObjects(own["volumes"], own["found"], own["false"]) if "volumes" in own else None
     sample = float(own["sample"]) if "sample" in own else None
     return Judged(case, bool(own["anomalous"]), pixels, sample, objects)
-
-
-@contextmanager
-def _alone(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock, which ends with the process; whether it was free, where there is no waiting."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)

@@ -1,15 +1,12 @@
 """From a checkpoint to weights that mood_infer loads: one safetensors file and its manifest entry."""
 
-import contextlib
-import fcntl
 import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from mood_infer.errors import UserError
+from mood_infer.locking import alone
 from mood_infer.network import build_network
 from mood_infer.volume import write_atomically
 from mood_infer.weights import MANIFEST_NAME, Manifest, Member, encode_member, read_manifest, write_manifest
@@ -67,22 +64,12 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
         minutes=round(checkpoint.minutes_before + checkpoint.seconds / 60, 1),
         started_from=config.started_from,
     )
-    with _alone_in(folder):
+    # other processes add members too: each reads the manifest, and writes it with one more
+    with alone(folder):
         manifest = _with_member(folder, config, member)
         write_atomically(path, lambda partial: partial.write_bytes(content))
         write_manifest(folder, manifest)
     return path
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes that add a member: each reads the manifest, and writes it with one more."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:

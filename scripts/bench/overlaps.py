@@ -63,7 +63,6 @@ EXACT = Setting()
 PEER = (Setting(margin=WHOLE, precision="float32"), Setting(margin=WHOLE))
 STAGGERED = tuple(Setting(windows="fast", overlap=overlap) for overlap in OVERLAPS)
 AVERAGES = (Setting("fast"), *(Setting("fast", "fast", overlap) for overlap in OVERLAPS))
-SETTINGS = (EXACT, *STAGGERED, *AVERAGES)
 WAYS = {"peer": PEER, "staggered": STAGGERED, "averages": AVERAGES, "fast": (Setting("fast", "fast"),)}
 
 

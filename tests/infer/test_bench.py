@@ -134,7 +134,7 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
     weights = make_weights(tmp_path / "weights", smoothing=1.5, context=6.0)
     scans = [make_scan(tmp_path / f"{name}.nii.gz", (76, 70, 48), seed) for seed, name in enumerate("ab")]
     recipe = Recipe(Region.BRAIN, 0, {"healthy": 1, "uniform": 2})
-    settings = (*overlaps.PEER, *overlaps.SETTINGS)
+    settings = (*overlaps.PEER, overlaps.EXACT, *overlaps.STAGGERED, *overlaps.AVERAGES)
     rows = {row.name: row for row in overlaps.compare(scans, recipe, weights, settings)}
     assert list(rows) == list(map(str, settings)) and len(rows) == 10
     expected = evaluate_members(scans, recipe, weights).rows[ENSEMBLE]
