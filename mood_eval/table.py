@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mood_eval.average_precision import ScoreCounts
 from mood_eval.objects import find_objects
-from mood_eval.summary import Judged, Summary
+from mood_eval.summary import FamilySummary, Judged, Summary
 from mood_eval.validation_set import Case, Index, Made, Recipe, make_cases, plan_cases
 from mood_eval.verdicts import Verdict, Verdicts
 from mood_infer.grid import Grid, resample
@@ -49,22 +49,38 @@ class ScoreTable(BaseModel):
     rows: dict[str, Summary]
 
     def markdown(self) -> str:
-        """One row a method: pixel AP over all cases, by type, and sample AP; then the unseen family's.
+        """Two tables of one row a method; where both families were judged, the unseen one's columns follow.
 
-        Where both families were judged, the columns after the sample AP are of the unseen one.
+        Pixel AP over all cases and by type, and sample AP; then pixel AP by volume of the anomaly, the share
+        of these found as objects at one false object a scan, and the share of all at several rates.
         """
-        columns = {name: _columns(summary) for name, summary in self.rows.items()}
+        tables = (self._table(columns) for columns in (_precisions, _sizes))
+        return "\n".join(table for table in tables if table)
+
+    def _table(self, of: Callable[[FamilySummary], dict[str, float | None]]) -> str:
+        columns = {name: _of_both(summary, of) for name, summary in self.rows.items()}
         head = list(next(iter(columns.values())))
-        return markdown_table(head, {name: list(values.values()) for name, values in columns.items()})
+        rows = {name: list(values.values()) for name, values in columns.items()}
+        return markdown_table(head, rows) if head else ""
 
 
-def _columns(summary: Summary) -> dict[str, float | None]:
+def _of_both(
+    summary: Summary, of: Callable[[FamilySummary], dict[str, float | None]]
+) -> dict[str, float | None]:
+    unseen = of(summary.unseen) if summary.unseen is not None else {}
+    return of(summary) | {f"unseen: {name}": value for name, value in unseen.items()}
+
+
+def _precisions(summary: FamilySummary) -> dict[str, float | None]:
     types = {kind.replace("_", " "): value for kind, value in summary.per_type.items()}
-    columns = {"pixel AP": summary.pixel_ap, **types, "sample AP": summary.sample_ap}
-    if summary.unseen is not None:
-        unseen = _columns(Summary(**dict(summary.unseen)))
-        columns |= {f"unseen: {name}": value for name, value in unseen.items()}
-    return columns
+    return {"pixel AP": summary.pixel_ap, **types, "sample AP": summary.sample_ap}
+
+
+def _sizes(summary: FamilySummary) -> dict[str, float | None]:
+    named = {f"{group.from_ml:.3g}-{group.to_ml:.3g} mL": group for group in summary.by_size.values()}
+    precisions = {f"AP, {name}": group.pixel_ap for name, group in named.items()}
+    found = {f"found, {name}": group.found for name, group in named.items()}
+    return {**precisions, **found, **{f"found at {rate}": part for rate, part in summary.recall.items()}}
 
 
 def markdown_table(head: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:

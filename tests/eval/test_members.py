@@ -117,12 +117,24 @@ def test_cases_of_a_scan_share_its_windows_and_forget_those_of_an_anomaly(
 
 def test_table_as_text(scans: Path, weights: Path) -> None:
     table = evaluate_members(find_scans(scans), RECIPE, weights, "cpu")
-    head, rule, *rows = table.markdown().splitlines()
+    precisions, sizes = table.markdown().split("\n\n")
+    head, rule, *rows = precisions.splitlines()
     assert head == "|  | pixel AP | noise | shift | sample AP |"
     assert rule == "| --- | --- | --- | --- | --- |"
     for name, row in zip(table.rows, rows, strict=True):
         numbers = table.rows[name]
         values = [numbers.pixel_ap, numbers.per_type["noise"], numbers.per_type["shift"], numbers.sample_ap]
+        assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+    head, rule, *rows = sizes.splitlines()
+    volumes = sorted(case.volume_ml for case in table.index.cases if case.volume_ml)
+    thirds = [f"{volume:.3g}-{volume:.3g} mL" for volume in volumes]  # three anomalies, one a size
+    rates = [f"found at {rate}" for rate in (0.1, 0.5, 1.0, 2.0)]
+    columns = [*(f"AP, {third}" for third in thirds), *(f"found, {third}" for third in thirds), *rates]
+    assert head == "|  | " + " | ".join(columns) + " |"
+    for name, row in zip(table.rows, rows, strict=True):
+        groups, recall = table.rows[name].by_size.values(), table.rows[name].recall
+        values = [group.pixel_ap for group in groups] + [group.found for group in groups] + [*recall.values()]
         assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
 
 
