@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mood_infer.challenge import Region
 from mood_infer.errors import WeightsError
+from mood_infer.locking import alone
 from mood_infer.predictor import Device, Predictor
 from mood_infer.volume import read_volume
 from mood_infer.weights import find_weights, read_manifest, write_manifest
@@ -39,8 +40,9 @@ def store_normal_scores(
         scores.append(predictor.predict(read_volume(scan)).sample_score)
         report(scan, scores[-1])
     rising = tuple(sorted(scores))
-    manifest = read_manifest(folder)
-    if manifest.digest() != predictor.manifest.digest():
-        raise WeightsError(f"{folder}: the weights changed meanwhile; run the command again.")
-    write_manifest(folder, manifest.model_copy(update={"normal_scores": rising}))
+    with alone(folder):
+        manifest = read_manifest(folder)
+        if manifest.digest() != predictor.manifest.digest():
+            raise WeightsError(f"{folder}: the weights changed meanwhile; run the command again.")
+        write_manifest(folder, manifest.model_copy(update={"normal_scores": rising}))
     return rising

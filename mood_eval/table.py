@@ -11,7 +11,7 @@ from mood_eval.average_precision import ScoreCounts
 from mood_eval.objects import find_objects
 from mood_eval.summary import FamilySummary, Judged, Summary
 from mood_eval.validation_set import Case, Index, Made, Recipe, make_cases, plan_cases
-from mood_eval.verdicts import Verdict, Verdicts
+from mood_eval.verdicts import RememberedVerdicts, Verdict, Verdicts
 from mood_infer.grid import Grid, resample
 from mood_infer.preparation import scan_grid
 from mood_infer.volume import Array3D
@@ -116,7 +116,7 @@ def judge_cases(
     Raises:
         UserError: a scan cannot be used.
     """
-    verdicts = Verdicts() if verdicts is None else verdicts
+    verdicts = RememberedVerdicts() if verdicts is None else verdicts
     for made in make_all(scans, recipe, report, verdicts):
         rows = {name: _judge(made, name, scored, objects) for name, scored in score(made).items()}
         verdicts.add(Verdict(made.case, rows))
@@ -131,7 +131,7 @@ def make_all(
 ) -> Iterator[Made]:
     """Cases of a recipe, those of one scan one after the other; arguments as of :func:`judge_cases`."""
     plan = _by_scan(scans, recipe)
-    verdicts = Verdicts() if verdicts is None else verdicts
+    verdicts = RememberedVerdicts() if verdicts is None else verdicts
     number, count = 0, sum(map(len, plan.values()))
     for source in verdicts.share(scans):
         missing = [case for case in plan[source] if case.name not in verdicts]

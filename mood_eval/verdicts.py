@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +31,28 @@ class Verdict:
     rows: dict[str, Judged]
 
 
-class Verdicts:
-    """Verdicts in memory, by the names of their cases."""
+class Verdicts(Protocol):
+    """What the cases judged so far gave, by the names of the cases."""
+
+    def share(self, scans: Sequence[Path]) -> Iterator[Path]:
+        """The scans one by one; the cases of the last one are to be judged before the next one comes."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> Verdict: ...
+
+    def add(self, verdict: Verdict) -> None:
+        """Remember a verdict."""
+
+
+class RememberedVerdicts:
+    """Verdicts in memory, of one process."""
 
     def __init__(self) -> None:
         self._known: dict[str, Verdict] = {}
 
     def share(self, scans: Sequence[Path]) -> Iterator[Path]:
-        """The scans one by one; the cases of the last one are to be judged before the next one comes."""
+        """All scans, in their order."""
         yield from scans
 
     def __contains__(self, name: str) -> bool:
@@ -52,7 +66,7 @@ class Verdicts:
         self._known[verdict.case.name] = verdict
 
 
-class KeptVerdicts(Verdicts):
+class KeptVerdicts:
     """Verdicts in a folder, a file a case; several processes may share it, each with scans of its own."""
 
     def __init__(self, folder: Path, plan: dict[str, object]) -> None:
@@ -65,7 +79,6 @@ class KeptVerdicts(Verdicts):
         Raises:
             UserError: the folder holds the verdicts of another plan.
         """
-        super().__init__()
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder):
