@@ -2,8 +2,8 @@
 
 Networks trained on for a while from one network stay close to it: the mean of their weights is a network
 again, as good as the mean of their maps and as cheap as one of them (Wortsman et al., "Model soups", ICML
-2022). Measured for the 400 and 1,100 steps of ``compact``; nothing here says how many steps are too many. The
-mean of networks with starts of their own is worth nothing, so those stay as they are.
+2022). Measured for the 400 and 1,100 steps of ``compact``. The mean of networks with starts of their own is
+worth nothing, so those stay as they are.
 """
 
 import copy
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from mood_infer.weights import Manifest, Member
 
+ALIKE = 0.9  # cosine of two networks' weights; the shipped ones of one start: 0.96 and more, others: 0
+
 
 def average_members(
     manifest: Manifest, networks: Sequence[nn.Module]
 ) -> tuple[Manifest, list[nn.Module], list[float]]:
-    """Put one network in place of all members with the same start and the same edges.
+    """Put one network in place of all members with much the same weights and the same edges.
 
     Args:
         manifest: of the ensemble.
@@ -28,17 +30,31 @@ def average_members(
     Returns:
         A manifest whose members are the averages, in the order of the first of each, their networks, and how
         much the map of each counts in the ensemble's mean: as much as all whose average it is. A member
-        without a start, or with one of its own, is its own average. The file of an average names all that
-        are in it, its sha256 is over theirs; its steps, seed and data are those of the first.
+        that is like no other is its own average. The file of an average names all that are in it, its sha256
+        is over theirs; its steps, seed and data are those of the first.
     """
-    alike: dict[object, list[tuple[Member, nn.Module]]] = {}
+    groups: list[list[tuple[Member, nn.Module]]] = []
     for member, network in zip(manifest.members, networks, strict=True):
-        key = (member.started_from, member.edges) if member.started_from else member.file
-        alike.setdefault(key, []).append((member, network))
-    made = [_average(*zip(*pairs, strict=True)) for pairs in alike.values()]
-    weights = [sum(manifest.weight_of(member) for member, _ in pairs) for pairs in alike.values()]
+        for group in groups:
+            first, like = group[0]
+            if first.edges == member.edges and _cosine(like, network) > ALIKE:
+                group.append((member, network))
+                break
+        else:
+            groups.append([(member, network)])
+    made = [_average(*zip(*pairs, strict=True)) for pairs in groups]
+    weights = [sum(manifest.weight_of(member) for member, _ in pairs) for pairs in groups]
     averages = manifest.with_members(tuple(member for member, _ in made))
     return averages, [network for _, network in made], weights
+
+
+def _cosine(one: nn.Module, other: nn.Module) -> float:
+    """Of all weights of the convolutions; norms and biases are much alike in any two networks."""
+    return float(nn.functional.cosine_similarity(_kernels(one), _kernels(other), dim=0))
+
+
+def _kernels(network: nn.Module) -> Tensor:
+    return torch.cat([weights.flatten() for weights in network.parameters() if weights.dim() > 1])
 
 
 def _average(members: Sequence[Member], networks: Sequence[nn.Module]) -> tuple[Member, nn.Module]:

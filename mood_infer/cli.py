@@ -96,7 +96,7 @@ def predict(
     device: Annotated[DeviceName, typer.Option(help="Where the networks run.")] = DeviceName.AUTO,
     speed: Annotated[
         SpeedName,
-        typer.Option(help="exact: every network. fast: one for all with the same start and edges."),
+        typer.Option(help="exact: every network. fast: one for all with the same edges and like weights."),
     ] = SpeedName.EXACT,
     time_limit: Annotated[
         float | None,
@@ -134,7 +134,7 @@ def predict(
 
     import torch
 
-    from mood_infer.job import Job, State
+    from mood_infer.job import Job, State, sole_run
     from mood_infer.memory import GB, limit_gpu
     from mood_infer.predictor import Predictor
     from mood_infer.progress import Log
@@ -155,13 +155,13 @@ def predict(
         texts = {name: str(value) for name, value in settings.items()}
         pages = Report(report, texts, share.record_name).open()
     job = Job(predictor, mode, output, overwrite, pages, limit)
-    with Log(console, bar=share.alone) as log:
-        outcomes = job.run(scans, log, share)
-    if pages is not None:
-        pages.close(predictor, outcomes)
-    counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    share.leave()
+    with sole_run(output, share):
+        with Log(console, bar=share.alone) as log:
+            outcomes = job.run(scans, log, share)
+        if pages is not None:
+            pages.close(predictor, outcomes)
+        counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
+        console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     if counts[State.FAILED]:
         raise typer.Exit(EXIT_SOME_FAILED)
 

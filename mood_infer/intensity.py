@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mood_infer.volume import Array3D
 
 DARKEST_TISSUE = 1e-3
+HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
+FEW = 0.01  # share of the voxels that may lie below 0 by interpolation
+FILLED = 0.95  # share of the voxels above 0 that no stripped head reaches, however closely it is cut
+AIR_BELOW = -200.0  # HU: lungs, gas in bowels and what is around a body
 OVERSHOOT = 0.05  # by which a scan in [0,1] may leave it
 
 
@@ -42,6 +46,19 @@ class QuartileRule(BaseModel):
         np.clip(scaled, DARKEST_TISSUE, 1, out=scaled)
         scaled[array <= 0] = 0
         return scaled
+
+    def doubts(self, array: Array3D) -> tuple[str, ...]:
+        """Why a scan may be none that this rule is for, one sentence a reason."""
+        low, high = float(array.min()), float(array.max())
+        if low == high:
+            return ()
+        if low < HU_LIKE:
+            return (f"values down to {low:g}, as only CT has them; these weights know brain MR",)
+        if (below := float(np.mean(array < 0))) > FEW:
+            return (f"{below:.0%} of the voxels are below 0 and were taken for background, not for tissue",)
+        if np.mean(array > 0) > FILLED:
+            return ("no background of 0; these weights know brains without skull and air",)
+        return ()
 
     def median_and_scale(self, tissue: NDArray[np.float32]) -> tuple[float, float]:
         """Median in raw units, and what a raw unit is in [0,1]; by the median where all tissue is alike."""
@@ -79,6 +96,13 @@ class CurveRule(BaseModel):
             part[:] = np.interp(slab, self.hu, self.value)
         return scaled
 
+    def doubts(self, array: Array3D) -> tuple[str, ...]:
+        """Why a scan may be no CT in Hounsfield units, which has air as well as tissue; not one in [0,1]."""
+        low, high = float(array.min()), float(array.max())
+        if is_unit(low, high) or low == high or (low < AIR_BELOW and high > 0):
+            return ()
+        return (f"values from {low:g} to {high:g} do not look like Hounsfield units",)
+
 
 class UnitRule(BaseModel):
     """Only [0,1] input is allowed: for weights trained on the challenge's own files."""
@@ -89,6 +113,13 @@ class UnitRule(BaseModel):
     def apply(self, array: Array3D) -> Array3D:
         """(X, Y, Z) clipped to [0,1]."""
         return np.clip(array, 0, 1)
+
+    def doubts(self, array: Array3D) -> tuple[str, ...]:
+        """Why a scan may be none that this rule is for."""
+        low, high = float(array.min()), float(array.max())
+        if 0 <= low <= high <= 1:
+            return ()
+        return (f"values from {low:g} to {high:g} were cut to [0,1], the only range these weights know",)
 
 
 IntensityRule = Annotated[QuartileRule | CurveRule | UnitRule, Field(discriminator="name")]

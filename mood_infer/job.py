@@ -18,6 +18,7 @@ import numpy as np
 from mood_infer import __version__
 from mood_infer.challenge import Mode, output_paths
 from mood_infer.errors import ScanError, UserError
+from mood_infer.locking import alone
 from mood_infer.memory import check_fits, lacks_gpu_memory
 from mood_infer.predictor import AnomalyMap, Predictor
 from mood_infer.ranks import Share
@@ -208,7 +209,6 @@ class Job:
             One outcome for each scan done here, in their order; whatever goes wrong with it is in there.
         """
         watcher, share = watcher or Watcher(), share or Share()
-        share.once(lambda: remove_partial_files(self.output))
         outcomes: list[Outcome] = []
         reader: _Background | None = None
         writer: _Background | None = None
@@ -356,9 +356,30 @@ def _stop(*threads: _Background | None) -> None:
         thread.done.wait(max(0.0, deadline - time.monotonic()))
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Delete what a killed run was just writing; no file of another name is touched."""
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+@contextlib.contextmanager
+def sole_run(output: Path, share: Share) -> Iterator[None]:
+    """Make sure that no other run writes to a folder, and delete what a killed one was just writing.
+
+    Args:
+        output: the folder.
+        share: its first process holds the folder until all have left.
+
+    Raises:
+        UserError: another run writes there.
+    """
+    with contextlib.ExitStack() as held:
+        share.once(lambda: _claim(output, held))
+        yield
+        share.leave()
+
+
+def _claim(output: Path, held: contextlib.ExitStack) -> None:
+    with contextlib.suppress(PermissionError):  # a folder that may be written to, but not listed
+        if not held.enter_context(alone(output, wait=False)):
+            raise UserError(
+                f"{output}: another run writes there; wait for it, or give another output folder."
+            )
+    for path in output.glob(f"{PARTIAL_PREFIX}*"):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -27,7 +27,6 @@ from mood_infer.averaging import average_members
 from mood_infer.challenge import Region
 from mood_infer.errors import UserError, WeightsError
 from mood_infer.grid import Grid, resample
-from mood_infer.intensity import CurveRule, UnitRule, is_unit
 from mood_infer.memory import Memory, Room, cpu_batch
 from mood_infer.network import fold_norms, window_logits
 from mood_infer.preparation import body_box, prepare, scan_grid
@@ -41,7 +40,6 @@ Precision = Literal["auto", "float32"]
 Speed = Literal["exact", "fast"]
 Clock = Callable[[], float]
 
-AIR_BELOW = -200.0  # HU: lungs, gas in bowels and what is around a body
 MARGIN = 0.125  # of the window, kept around the body
 # By how much each member's windows move on against the one before, along x, y and z: the
 # fractions of the golden ratio, of root 2 and of root 3, whose multiples spread evenly, few or many.
@@ -150,7 +148,7 @@ class Predictor:
             members: files of the members to use; all by default.
             precision: ``auto`` computes in 16 bits where the device is fast at that.
             speed: ``exact`` is the paper's: every member looks at the same windows, with the manifest's
-                overlap. ``fast`` runs one network for all members with the same start and edges (see
+                overlap. ``fast`` runs one network for all members with the same edges and like weights (see
                 :mod:`mood_infer.averaging`), each on windows of its own.
             time_limit: for each scan, in seconds from the call of :meth:`predict`; see there.
             clock: seconds from any start; it never goes back.
@@ -365,15 +363,9 @@ class Predictor:
 
     def _doubts(self, volume: Volume, grid: Grid) -> tuple[str, ...]:
         doubts = []
-        low, high = float(volume.array.min()), float(volume.array.max())
-        if low == high:
-            doubts.append(f"all voxels have the value {low:g}")
-        if isinstance(self._manifest.intensity, UnitRule) and not 0 <= low <= high <= 1:
-            doubts.append(
-                f"values from {low:g} to {high:g} were cut to [0,1], the only range these weights know"
-            )
-        if isinstance(self._manifest.intensity, CurveRule) and not _may_be_hu(low, high):
-            doubts.append(f"values from {low:g} to {high:g} do not look like Hounsfield units")
+        if (value := volume.array.min()) == volume.array.max():
+            doubts.append(f"all voxels have the value {value:g}")
+        doubts.extend(self._manifest.intensity.doubts(volume.array))
         longest, spacing = max(scan_grid(volume).spacing), self._manifest.spacing
         if self._manifest.upsample and longest > THICK * spacing:
             doubts.append(f"voxels are up to {longest:g} mm long, the networks know {spacing:g} mm")
@@ -384,11 +376,6 @@ class Predictor:
         if (extent := min(np.multiply(grid.shape, grid.spacing))) < SMALL_MM:
             doubts.append(f"only {extent:g} mm along one axis: the spacing may be wrong")
         return tuple(doubts)
-
-
-def _may_be_hu(low: float, high: float) -> bool:
-    """Whether a CT may have these values: air as well as tissue, or all in [0,1] already."""
-    return is_unit(low, high) or low == high or (low < AIR_BELOW and high > 0)
 
 
 def _tell(progress: Progress, before: int, count: int, done: int, _of: int) -> None:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from mood_infer.challenge import is_scan
 from mood_infer.errors import ScanError, UserError
 from mood_infer.grid import Spacing, axes_in_ras
-from mood_infer.intensity import QuartileRule, to_unit
+from mood_infer.intensity import HU_LIKE, QuartileRule, to_unit
 from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
@@ -26,7 +26,6 @@ SHAPES_CACHE = {"intensity", "body_above", "body_is_filled"}  # of a region
 OPENING = 4.0  # mm; a table hangs on to the body by less than twice this
 LATTICE = 4.0  # mm between the voxels that patches are centred on
 FINEST = 0.1  # mm; voxels below this are a mistake in the header
-HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,19 @@ def _large(path: Path) -> None:
     save(path, array)
 
 
+def _unstripped(path: Path) -> None:
+    save(path, (body() + 0.1).astype(np.float32))
+
+
+def _below_zero(path: Path) -> None:
+    array = body()
+    save(path, np.where(array > 0, 8 * array - 4, 0).astype(np.float32))
+
+
+def _ct(path: Path) -> None:
+    save(path, np.rint(2000 * body() - 1000).astype(np.int16))
+
+
 READABLE = (
     Odd("plain.nii.gz", "a scan in .nii.gz", _plain),
     Odd("uncompressed.nii", "one in .nii", _plain, alike=True),
@@ -169,6 +182,24 @@ READABLE = (
     ),
     Odd("extra-axis.nii.gz", "a fourth axis of length 1", _extra_axis, alike=True),
     Odd("large.nii.gz", "256x256x256 in [0,1]", _large),
+    Odd(
+        "unstripped.nii.gz",
+        "a brain without a background of 0",
+        _unstripped,
+        "no background of 0; these weights know brains without skull and air",
+    ),
+    Odd(
+        "below-zero.nii.gz",
+        "a brain with a mean of 0",
+        _below_zero,
+        "17% of the voxels are below 0 and were taken for background, not for tissue",
+    ),
+    Odd(
+        "ct.nii.gz",
+        "a CT for the brain's weights",
+        _ct,
+        "values down to -1000, as only CT has them; these weights know brain MR",
+    ),
 )
 
 

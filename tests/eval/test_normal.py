@@ -58,7 +58,9 @@ def test_a_prediction_is_told_among_the_normal_scans(
     job = Job(load(Region.BRAIN, own_weights, "cpu"), Mode.SAMPLE, tmp_path)
     (outcome,) = job.run([scan])
     assert outcome.normal_below == (2, 4)
-    assert describe(outcome).endswith(f"sample score {score:.4f}, higher than 2 of 4 normal scans")
+    assert describe(outcome).endswith(
+        f"sample score {score:.4f}, higher than 2 of 4 normal scans of the training's source"
+    )
     files = [member.file for member in plain.manifest.members]
     assert load(Region.BRAIN, own_weights, "cpu", files).predict(read_volume(scan)).normal_scores
     others = (

@@ -74,6 +74,28 @@ def test_the_smallest_and_largest_numbers_stay_finite(size: float) -> None:
     assert np.isfinite(result).all() and result.min() == 0 and result.max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "air", "words"),
+    [
+        (1, 900, 0.5, None),
+        (0.3, 0.7, 0.5, None),
+        (1, 900, 0.06, None),
+        (1, 900, 0.04, "no background of 0; these weights know brains without skull and air"),
+        (-90, 90, 0, "50% of the voxels are below 0 and were taken for background, not for tissue"),
+        (-1, 3, 0.5, "12% of the voxels are below 0 and were taken for background, not for tissue"),
+        (-0.1, 30, 0.5, None),  # a spline's
+        (-1000, 1000, 0, "values down to -1000, as only CT has them; these weights know brain MR"),
+        (5, 5, 0, None),
+    ],
+)
+def test_what_is_no_stripped_brain_is_told(low: float, high: float, air: float, words: str | None) -> None:
+    array = np.linspace(low, high, 1000, dtype=np.float32)
+    array[np.linspace(0, 999, round(1000 * air), dtype=int)] = 0
+    if air:
+        array[1] = low
+    assert QuartileRule().doubts(array.reshape(10, 10, 10)) == ((words,) if words else ())
+
+
 def test_the_curve_at_its_points_and_between() -> None:
     hu = np.array([-3000, -1000, -600, -200, -100, 50, 200, 600, 2000, 9000], np.float32).reshape(1, 2, 5)
     expected = [0, 0, 0.075, 0.15, 0.25, 0.5, 0.75, 0.9, 1, 1]

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import resource
 import threading
@@ -15,8 +17,10 @@ import pytest
 
 from mood_infer import job as job_module
 from mood_infer.challenge import Mode, Region, find_scans
-from mood_infer.job import Job, Outcome, State, Watcher
+from mood_infer.errors import UserError
+from mood_infer.job import Job, Outcome, State, Watcher, sole_run
 from mood_infer.predictor import Predictor
+from mood_infer.ranks import Share
 from mood_infer.volume import PARTIAL_PREFIX, Volume, read_volume, write_atomically, write_map
 
 
@@ -192,13 +196,31 @@ def test_a_map_of_another_shape_is_redone(
     assert nib.load(output / "a.nii").shape == (20, 20, 24)
 
 
-def test_leftovers_of_a_killed_run_go_and_nothing_else(
-    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
-) -> None:
+def test_leftovers_of_a_killed_run_go_and_nothing_else(output: Path) -> None:
     (output / f"{PARTIAL_PREFIX}abc-a.nii.gz").write_text("half")
     (output / "other.txt").write_text("kept")
-    Job(predictor, Mode.SAMPLE, output).run([make_scan(tmp_path / "a.nii.gz", (20, 20, 20))])
-    assert names(output) == {"other.txt", "a.nii.gz.txt"}
+    with sole_run(output, Share()):
+        assert names(output) == {"other.txt"}
+
+
+def test_two_runs_do_not_share_an_output_folder(output: Path) -> None:
+    partial = output / f"{PARTIAL_PREFIX}abc-a.nii.gz"
+    with sole_run(output, Share()):
+        partial.write_text("half")
+        with pytest.raises(UserError, match="another run writes there"), sole_run(output, Share()):
+            pass
+        assert partial.exists()
+    with sole_run(output, Share()):
+        assert not partial.exists()
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with sole_run(output, Share()), sole_run(output, Share()):
+        pass
 
 
 @contextmanager

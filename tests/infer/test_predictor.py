@@ -271,10 +271,12 @@ def test_the_map_lies_where_the_scan_lies(weights: Path, tmp_path: Path) -> None
 
 def test_doubts_are_told(weights: Path, tmp_path: Path) -> None:
     predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    head = np.pad(np.random.default_rng(0).random((36, 36, 9)), ((2, 2), (2, 2), (0, 0)))
     cases = {
         "same value": (np.full((40, 40, 40), 0.3), 1.0, "all voxels have the value 0.3"),
-        "thick": (np.random.default_rng(0).random((40, 40, 9)), (1.0, 1.0, 5.0), "5 mm long"),
-        "tiny": (np.random.default_rng(0).random((30, 30, 30)), 0.1, "the spacing may be wrong"),
+        "thick": (head, (1.0, 1.0, 5.0), "5 mm long"),
+        "tiny": (head, 0.1, "the spacing may be wrong"),
+        "unstripped": (np.random.default_rng(0).random((40, 40, 40)), 1.0, "no background of 0"),
     }
     for name, (array, spacing, words) in cases.items():
         affine = np.diag([*np.broadcast_to(spacing, 3), 1])

@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
 from mood_infer.challenge import Mode, Region
-from mood_infer.job import Job, Watcher
+from mood_infer.errors import UserError
+from mood_infer.job import Job, Watcher, sole_run
 from mood_infer.predictor import Predictor
 from mood_infer.ranks import RankShare, Share, join
 from mood_infer.volume import PARTIAL_PREFIX
@@ -86,6 +87,30 @@ def test_a_job_leaves_others_their_scans_and_their_files_in_progress(
     assert begun == [(0, 4), (2, 4), (3, 4)]
     assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"a", "c", "d", "."}
     assert partial.exists()
+
+
+def test_the_first_rank_holds_the_output_folder_until_all_have_left(
+    shares: list[RankShare], tmp_path: Path
+) -> None:
+    may_end = [Event() for _ in shares]
+
+    def work(share: RankShare, end: Event) -> None:
+        with sole_run(tmp_path, share):
+            end.wait(20)
+
+    ranks = [Thread(target=work, args=pair, daemon=True) for pair in zip(shares, may_end, strict=True)]
+    for rank in ranks:
+        rank.start()
+    shares[0]._wait("once", 1)
+    for end in may_end[:-1]:
+        end.set()
+        with pytest.raises(UserError, match="another run"), sole_run(tmp_path, Share()):
+            pass
+    may_end[-1].set()
+    for rank in ranks:
+        rank.join(20)
+    with sole_run(tmp_path, Share()):
+        pass
 
 
 def command(scans: Path, output: Path, weights: Path, *more: object) -> list[str]:
