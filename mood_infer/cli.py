@@ -172,24 +172,24 @@ def list_weights(
         Path | None, typer.Option(metavar="DIR", help="Weights other than the package's own or /weights.")
     ] = None,
 ) -> None:
-    """List the networks of both regions and verify their checksums."""
+    """List the networks and verify their checksums: of both regions, or of those that DIR has."""
     from rich.table import Table
 
-    from mood_infer.weights import find_weights, read_manifest, verify_member
+    from mood_infer.weights import find_weights, has_manifest, read_manifest, verify_member
 
     console = Console()
     refused = 0
-    for region in Region:
-        folder = find_weights(region, weights)
+    folders = dict.fromkeys(find_weights(region, weights) for region in Region)
+    there = [folder for folder in folders if weights is None or has_manifest(folder)]
+    for folder in there or folders:
         try:
             manifest = read_manifest(folder)
         except WeightsError as error:
-            console.print(f"{region}: {error}", soft_wrap=True, highlight=False, markup=False)
+            console.print(str(error), soft_wrap=True, highlight=False, markup=False)
             refused += 1
             continue
-        table = Table(
-            "member", "fold", "edges", "steps", "size", "sha256", title=f"{region}: {manifest.digest()}"
-        )
+        title = f"{manifest.region}: {manifest.digest()}"
+        table = Table("member", "fold", "edges", "steps", "size", "sha256", title=title)
         for member in manifest.members:
             path = folder / member.file
             problem = verify_member(folder, member)

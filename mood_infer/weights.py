@@ -148,12 +148,17 @@ def find_weights(region: Region, folder: Path | None = None) -> Path:
     """
     if folder is not None:
         inner = folder / region
-        return inner if _has_manifest(inner) else folder
+        return inner if has_manifest(inner) else folder
     mounted = MOUNTED_WEIGHTS / region
-    return mounted if _has_manifest(mounted) else OWN_WEIGHTS / region
+    return mounted if has_manifest(mounted) else OWN_WEIGHTS / region
 
 
-def _has_manifest(folder: Path) -> bool:
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder holds weights.
+
+    Raises:
+        WeightsError: it may not be looked into.
+    """
     try:
         return (folder / MANIFEST_NAME).is_file()
     except PermissionError as error:

@@ -42,11 +42,14 @@ def folds(
 ) -> None:
     """Set aside a fifth of the subjects and deal the others to five folds."""
     from mood_train.data import list_scans
-    from mood_train.folds import make_split, write_split
+    from mood_train.folds import make_split, subject_of, write_split
 
-    split = make_split((path.name for path in list_scans(data)), seed)
+    names = [path.name for path in list_scans(data)]
+    split = make_split(names, seed)
     write_split(out, region, split)
-    typer.echo(f"{out}: {len(split.set_aside)} set aside, folds of {[len(fold) for fold in split.folds]}")
+    subjects = len({subject_of(name) for name in names})
+    parts = f"{len(split.set_aside)} set aside, folds of {[len(fold) for fold in split.folds]}"
+    typer.echo(f"{out}: {len(names)} scans of {subjects} subjects, {parts}")
 
 
 @app.command()

@@ -170,7 +170,12 @@ def test_refused_weights_are_3_before_any_scan_is_read(run: Run, weights: Path, 
     code, text = run("weights", "--weights", weights)
     assert code == 0 and text.count(" ok ") == 4
     code, text = run("weights", "--weights", tmp_path)
-    assert code == 3 and text.count("no manifest") == 2
+    assert code == 3 and text.count("no manifest") == 1
+    code, text = run("weights", "--weights", weights / "brain")
+    assert code == 0 and text.count(" ok ") == 2 and "brain: " in text and "abdom: " not in text
+    shutil.copytree(weights / "abdom", tmp_path / "own" / "abdom")
+    code, text = run("weights", "--weights", tmp_path / "own")
+    assert code == 0 and text.count(" ok ") == 2 and "abdom: " in text and "brain: " not in text
 
 
 def test_help_needs_no_torch() -> None:

@@ -12,8 +12,9 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["mood-train", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+    code = ended.value.code or 0
+    assert isinstance(code, int)
+    return code
 
 
 def test_a_missing_package_is_named(
@@ -23,6 +24,17 @@ def test_a_missing_package_is_named(
     assert _run(monkeypatch, "preview", "--data", tmp_path, "--out", tmp_path / "sheet.png") == 2
     error = capsys.readouterr().err
     assert error == "mood-train: mood_train.preview is missing; install it: scripts/setup.sh train.\n"
+
+
+def test_folds_says_how_many_subjects_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever names scans otherwise sees at once that they are not taken for one subject's."""
+    for name in (*(f"sub-{n}_T1w" for n in range(6)), "sub-0_run-2", "P01_v1", "P01_v2"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    out = tmp_path / "split.json"
+    assert _run(monkeypatch, "folds", "--data", tmp_path, "--out", out) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 9 scans of 8 subjects, 1 set aside, folds of [")
 
 
 def test_a_folder_without_scans_is_one_sentence(
