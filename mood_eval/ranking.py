@@ -68,10 +68,26 @@ def draw_lists(cases: int, runs: int, size: int | None, seed: int) -> NDArray[np
 
 
 def bootstrap(
-    cases: Sequence[ScoreCounts], runs: int = 1000, size: int | None = None, seed: int = 0
+    cases: Sequence[ScoreCounts],
+    runs: int = 1000,
+    size: int | None = None,
+    seed: int = 0,
+    scans: Sequence[str] | None = None,
 ) -> Spread:
-    """Average precision over lists of cases: all voxels of a list are ranked together."""
-    values = list_precisions(cases, draw_lists(len(cases), runs, size, seed))
+    """Average precision over lists of cases: all voxels of a list are ranked together.
+
+    Args:
+        cases: counts of each.
+        runs, size, seed: see :func:`draw_lists`.
+        scans: the scan that each case was made from. Without ``size``, whole scans are then drawn, as the
+            cases of one scan are as alike as the scan is to itself.
+    """
+    if size is None and scans is not None:
+        names, of_case = np.unique(scans, return_inverse=True)
+        lists = draw_lists(len(names), runs, None, seed)[:, of_case]
+    else:
+        lists = draw_lists(len(cases), runs, size, seed)
+    values = list_precisions(cases, lists)
     low, high = np.percentile(values, [2.5, 97.5])
     return Spread(float(values.mean()), float(low), float(high))
 

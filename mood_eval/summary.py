@@ -46,7 +46,7 @@ class _Record(BaseModel):
 
 
 class Interval(_Record):
-    """Mean over bootstrapped lists of cases and the 95 % interval."""
+    """Mean over bootstrapped lists, of scans where these are known, and the 95 % interval."""
 
     mean: float
     low: float
@@ -147,12 +147,14 @@ def _family(
     judged: Sequence[Judged], known: dict[str, Case], runs: int, list_size: int | None
 ) -> FamilySummary:
     numbers: dict[str, object] = {"cases": len(judged)}
+    sources = {name: case.source for name, case in known.items()}
     pixels = [one.pixels for one in judged if one.pixels is not None]
     if pixels:
+        drawn = [sources[one.name] for one in judged if one.pixels is not None] if known else None
         total, dice = merge(pixels), best_dice(merge(pixels))
         numbers |= {
             "pixel_ap": average_precision(total),
-            "pixel_interval": _interval(bootstrap(pixels, runs, list_size)),
+            "pixel_interval": _interval(bootstrap(pixels, runs, list_size, scans=drawn)),
             "auroc": area_under_roc(total),
             "dice": dice.dice,
             "dice_threshold": dice.threshold,
@@ -165,7 +167,8 @@ def _family(
     samples = _sample_counts(judged)
     if samples:
         numbers["sample_ap"] = average_precision(merge(samples))
-        numbers["sample_interval"] = _interval(bootstrap(samples, runs, list_size))
+        drawn = [sources[one.name] for one in judged if one.sample is not None] if known else None
+        numbers["sample_interval"] = _interval(bootstrap(samples, runs, list_size, scans=drawn))
     objects = [one.objects for one in judged if one.objects is not None]
     if objects:
         numbers["recall"] = {str(rate): recall for rate, recall in recall_at(objects).items()}

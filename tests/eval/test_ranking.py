@@ -1,12 +1,14 @@
 """Lists and ranks against examples worked by hand and against the plain metric."""
 
+from itertools import combinations_with_replacement
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from mood_eval.average_precision import ScoreCounts, average_precision
+from mood_eval.average_precision import ScoreCounts, average_precision, merge
 from mood_eval.ranking import Standing, bootstrap, draw_lists, list_precisions, rank
 
 
@@ -56,6 +58,24 @@ def test_interval_holds_the_whole_and_shrinks_with_more_cases() -> None:
     # a list of all cases, each once, is the whole
     full = bootstrap(few, 5, size=6)
     assert full.low == pytest.approx(full.high)
+
+
+def test_cases_of_a_scan_are_drawn_together() -> None:
+    cases = _cases(6)[0]
+    apart, pairs = bootstrap(cases, 400), bootstrap(cases, 400, scans=["a", "b", "c", "b", "c", "a"])
+    # three pairs drawn as wholes: ten different lists, each of known precision
+    values = [
+        average_precision(merge(cases[n] for pair in picked for n in pair))
+        for picked in combinations_with_replacement(((0, 5), (1, 3), (2, 4)), 3)
+    ]
+    assert min(values) <= pairs.low <= pairs.high <= max(values)
+    assert any(pairs.low == pytest.approx(value) for value in values)
+    assert apart != pairs
+    # the same case three times over is no more than one case
+    twins = bootstrap(
+        [case for case in cases for _ in range(3)], 400, scans=[n for n in "abcdef" for _ in range(3)]
+    )
+    assert twins.low == pytest.approx(apart.low) and twins.high == pytest.approx(apart.high)
 
 
 def test_ranking_by_hand() -> None:
