@@ -90,7 +90,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        text = "a report needs matplotlib; pip install 'mood-ood[demo]' or leave --report away."
+        text = "a report needs matplotlib; install it (scripts/setup.sh demo), or leave --report away."
         raise UserError(text) from error
     except OSError as error:
         text = "matplotlib finds no folder to write to; set MPLCONFIGDIR to one or leave --report away."
