@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 HERE = Path(__file__).parent
 SIZES = tuple(map(Size.parse, ("160x180x150", "256", "512x512x400@0.75")))
 MEMBERS = (1, 2, 10)
+PAIR = 2  # networks, of which --speed fast saves none
 COUNTED = 100_000_000  # voxels of the average precision
 AS_TORCH = {"THP_MEM_ALLOC_ENABLE": "0"}  # its default, which importing mood_infer changes
 
@@ -95,11 +96,15 @@ def bench(
     make_weights(folder / "weights", size.region, members, preset)
     theirs, ours = folder / "peer", folder / "ours"
     options = ["--region", size.region, "--mode", "pixel", "--weights", weights, "--overwrite"]
-    peer, whole, start = [], [], []
+    peer, whole, fast, start = [], [], [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
         if with_peer:
             peer.append(run(HERE / "peer.py", scan, theirs, weights, settings=AS_TORCH))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
+        if members > PAIR:
+            fast.append(
+                run("-m", "mood_infer", "predict", scan, folder / "fast", *options, "--speed", "fast")
+            )
         start.append(run("-c", "import mood_infer.predictor"))
     inside = json.loads(run(HERE / "stages.py", scan, folder / "stages", weights, runs).printed)
     base, floor = statistics.median(end.seconds for end in peer) if peer else None, inside.pop("floor")
@@ -116,7 +121,10 @@ def bench(
         return row(what, seconds, peak)
 
     rows = [ended("peer", peer)] if peer else []
-    rows += [ended("end to end", whole), ended("start", start)]
+    rows.append(ended("end to end", whole))
+    if fast:
+        rows.append(ended("end to end, --speed fast", fast))
+    rows.append(ended("start", start))
     rows += [row(stage, seconds, gpu.get(stage)) for stage, seconds in inside.items()]
     rows.append(row("floor", floor))
     if not with_peer:
