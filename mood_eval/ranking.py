@@ -9,6 +9,7 @@ from scipy import stats
 
 from mood_eval.average_precision import CODES, ScoreCounts
 
+LEAST_SCANS = 5  # of fewer there are hardly any different lists
 _BLOCK = 64  # lists worked on at once: 64 x 15,361 codes x 2 x 8 bytes = 16 MB
 
 
@@ -79,11 +80,11 @@ def bootstrap(
     Args:
         cases: counts of each.
         runs, size, seed: see :func:`draw_lists`.
-        scans: the scan that each case was made from. Without ``size``, whole scans are then drawn, as the
-            cases of one scan are as alike as the scan is to itself.
+        scans: the scan that each case was made from. Without ``size``, whole scans are then drawn where there
+            are five or more, as the cases of one scan are as alike as the scan is to itself.
     """
-    if size is None and scans is not None:
-        names, of_case = np.unique(scans, return_inverse=True)
+    names, of_case = np.unique(() if scans is None else scans, return_inverse=True)
+    if size is None and len(names) >= LEAST_SCANS:
         lists = draw_lists(len(names), runs, None, seed)[:, of_case]
     else:
         lists = draw_lists(len(cases), runs, size, seed)

@@ -147,14 +147,13 @@ def _family(
     judged: Sequence[Judged], known: dict[str, Case], runs: int, list_size: int | None
 ) -> FamilySummary:
     numbers: dict[str, object] = {"cases": len(judged)}
-    sources = {name: case.source for name, case in known.items()}
     pixels = [one.pixels for one in judged if one.pixels is not None]
     if pixels:
-        drawn = [sources[one.name] for one in judged if one.pixels is not None] if known else None
+        scans = _sources([one for one in judged if one.pixels is not None], known)
         total, dice = merge(pixels), best_dice(merge(pixels))
         numbers |= {
             "pixel_ap": average_precision(total),
-            "pixel_interval": _interval(bootstrap(pixels, runs, list_size, scans=drawn)),
+            "pixel_interval": _interval(bootstrap(pixels, runs, list_size, scans=scans)),
             "auroc": area_under_roc(total),
             "dice": dice.dice,
             "dice_threshold": dice.threshold,
@@ -167,12 +166,16 @@ def _family(
     samples = _sample_counts(judged)
     if samples:
         numbers["sample_ap"] = average_precision(merge(samples))
-        drawn = [sources[one.name] for one in judged if one.sample is not None] if known else None
-        numbers["sample_interval"] = _interval(bootstrap(samples, runs, list_size, scans=drawn))
+        scans = _sources([one for one in judged if one.sample is not None], known)
+        numbers["sample_interval"] = _interval(bootstrap(samples, runs, list_size, scans=scans))
     objects = [one.objects for one in judged if one.objects is not None]
     if objects:
         numbers["recall"] = {str(rate): recall for rate, recall in recall_at(objects).items()}
     return FamilySummary.model_validate(numbers)
+
+
+def _sources(judged: Sequence[Judged], known: dict[str, Case]) -> list[str] | None:
+    return [known[one.name].source for one in judged] if known else None
 
 
 def _pixel_ap(judged: Sequence[Judged], names: Collection[str]) -> float:

@@ -60,7 +60,7 @@ class ScoreTable(BaseModel):
     def _table(self, of: Callable[[FamilySummary], dict[str, float | None]]) -> str:
         columns = {name: _of_both(summary, of) for name, summary in self.rows.items()}
         head = list(next(iter(columns.values())))
-        rows = {name: list(values.values()) for name, values in columns.items()}
+        rows = {name: [values[title] for title in head] for name, values in columns.items()}
         return markdown_table(head, rows) if head else ""
 
 
@@ -77,7 +77,9 @@ def _precisions(summary: FamilySummary) -> dict[str, float | None]:
 
 
 def _sizes(summary: FamilySummary) -> dict[str, float | None]:
-    named = {f"{group.from_ml:.3g}-{group.to_ml:.3g} mL": group for group in summary.by_size.values()}
+    named = {
+        f"{name}, {group.from_ml:.3g}-{group.to_ml:.3g} mL": group for name, group in summary.by_size.items()
+    }
     precisions = {f"AP, {name}": group.pixel_ap for name, group in named.items()}
     found = {f"found, {name}": group.found for name, group in named.items()}
     return {**precisions, **found, **{f"found at {rate}": part for rate, part in summary.recall.items()}}

@@ -179,11 +179,19 @@ def list_weights(
 
     console = Console()
     refused = 0
-    folders = dict.fromkeys(find_weights(region, weights) for region in Region)
-    there = [folder for folder in folders if weights is None or has_manifest(folder)]
-    for folder in there or folders:
+    folders = {find_weights(region, weights): region for region in Region}
+    there = {
+        folder: region
+        for folder, region in folders.items()
+        if weights is None or has_manifest(folder) or (weights / region).is_dir()
+    }
+    for folder, region in (there or folders).items():
         try:
             manifest = read_manifest(folder)
+            if folder != weights and manifest.region is not region:
+                raise WeightsError(
+                    f"{folder}: weights of {manifest.region}; move them to a folder of that name."
+                )
         except WeightsError as error:
             console.print(str(error), soft_wrap=True, highlight=False, markup=False)
             refused += 1

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mood_infer.volume import Array3D
 
 DARKEST_TISSUE = 1e-3
-HU_LIKE = -100.0  # MR has no such values; a scan that reaches below them is CT
-FEW = 0.01  # share of the voxels that may lie below 0 by interpolation
+HU_LIKE = -100.0  # below this lies the air of a CT; of MR at most what a spline adds beside an edge
+FEW = 0.05  # share of the voxels that may lie where they should not
 FILLED = 0.95  # share of the voxels above 0 that no stripped head reaches, however closely it is cut
 AIR_BELOW = -200.0  # HU: lungs, gas in bowels and what is around a body
 OVERSHOOT = 0.05  # by which a scan in [0,1] may leave it
@@ -49,15 +49,16 @@ class QuartileRule(BaseModel):
 
     def doubts(self, array: Array3D) -> tuple[str, ...]:
         """Why a scan may be none that this rule is for, one sentence a reason."""
-        low, high = float(array.min()), float(array.max())
-        if low == high:
+        if array.min() == array.max():
             return ()
-        if low < HU_LIKE:
-            return (f"values down to {low:g}, as only CT has them; these weights know brain MR",)
-        if (below := float(np.mean(array < 0))) > FEW:
+        if may_be_ct(array):
+            return ("much of it lies far below 0, as in CT; these weights know brain MR",)
+        tissue = array[array > 0]
+        bright = float(np.percentile(tissue, 99)) if tissue.size else 0.0
+        if (below := float(np.mean(array < -OVERSHOOT * bright))) > FEW:
             return (f"{below:.0%} of the voxels are below 0 and were taken for background, not for tissue",)
-        if np.mean(array > 0) > FILLED:
-            return ("no background of 0; these weights know brains without skull and air",)
+        if tissue.size > FILLED * array.size:
+            return ("hardly a voxel is 0; these weights know whole brains on a background of 0",)
         return ()
 
     def median_and_scale(self, tissue: NDArray[np.float32]) -> tuple[float, float]:
@@ -123,6 +124,11 @@ class UnitRule(BaseModel):
 
 
 IntensityRule = Annotated[QuartileRule | CurveRule | UnitRule, Field(discriminator="name")]
+
+
+def may_be_ct(array: Array3D) -> bool:
+    """Whether much of a scan is as dark as only fat and air in Hounsfield units are."""
+    return float(np.mean(array < HU_LIKE)) > FEW
 
 
 def to_unit(array: Array3D, rule: IntensityRule) -> Array3D:

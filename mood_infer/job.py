@@ -360,9 +360,12 @@ def _stop(*threads: _Background | None) -> None:
 def sole_run(output: Path, share: Share) -> Iterator[None]:
     """Make sure that no other run writes to a folder, and delete what a killed one was just writing.
 
+    Where the file system knows no locks, nobody is kept out.
+
     Args:
         output: the folder.
-        share: its first process holds the folder until all have left.
+        share: its first process holds the folder until all have left; if that one dies, its launcher ends
+            the others.
 
     Raises:
         UserError: another run writes there.
@@ -374,7 +377,7 @@ def sole_run(output: Path, share: Share) -> Iterator[None]:
 
 
 def _claim(output: Path, held: contextlib.ExitStack) -> None:
-    with contextlib.suppress(PermissionError):  # a folder that may be written to, but not listed
+    with contextlib.suppress(OSError):  # no locks there, or a folder that may be written to, but not listed
         if not held.enter_context(alone(output, wait=False)):
             raise UserError(
                 f"{output}: another run writes there; wait for it, or give another output folder."

@@ -1,20 +1,17 @@
 """One process at a time, among those that share files."""
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
-
 
 @contextmanager
 def alone(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock, which ends with the process.
 
-    Where the file system knows no locks, as some of networks do not, nobody is kept out.
+    File systems of networks may keep out only processes of the same machine.
 
     Args:
         path: a folder, or a file, which is made if missing.
@@ -22,6 +19,9 @@ def alone(path: Path, wait: bool = True) -> Iterator[bool]:
 
     Yields:
         Whether it is held; without waiting another process may have it.
+
+    Raises:
+        OSError: the path may not be opened, or its file system knows no locks.
     """
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -35,7 +35,4 @@ def _lock(handle: int, wait: bool) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
     return True

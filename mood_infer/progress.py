@@ -55,4 +55,4 @@ def describe(outcome: Outcome) -> str:
     if outcome.normal_below is None:
         return text
     lower, count = outcome.normal_below
-    return f"{text}, higher than {lower} of {count} normal scans of the training's source"
+    return f"{text}, higher than {lower} of {count} normal scans stored with the weights"

@@ -16,7 +16,7 @@ from scipy import ndimage
 from mood_infer.challenge import is_scan
 from mood_infer.errors import ScanError, UserError
 from mood_infer.grid import Spacing, axes_in_ras
-from mood_infer.intensity import HU_LIKE, QuartileRule, to_unit
+from mood_infer.intensity import QuartileRule, may_be_ct, to_unit
 from mood_infer.volume import Array3D, Volume, read_volume, write_atomically
 from mood_train.config import RegionConfig
 from mood_train.folds import subject_of
@@ -144,7 +144,7 @@ def _save_places(path: Path, places: NDArray[np.int16], tissue: NDArray[np.int16
 
 
 def _check_region(path: Path, volume: Volume, place: RegionConfig) -> None:
-    if isinstance(place.intensity, QuartileRule) and volume.array.min() < HU_LIKE:
+    if isinstance(place.intensity, QuartileRule) and may_be_ct(volume.array):
         raise ScanError(path, f"reaches {volume.array.min():g}, as only CT does", "give --region abdom")
 
 

@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 HERE = Path(__file__).parent
 SIZES = tuple(map(Size.parse, ("160x180x150", "256", "512x512x400@0.75")))
 MEMBERS = (1, 2, 10)
-PAIR = 2  # networks, of which --speed fast saves none
+PAIR = 2  # networks, of which --speed fast saves none, nor of any of random weights
 COUNTED = 100_000_000  # voxels of the average precision
 AS_TORCH = {"THP_MEM_ALLOC_ENABLE": "0"}  # its default, which importing mood_infer changes
 
@@ -101,7 +101,7 @@ def bench(
         if with_peer:
             peer.append(run(HERE / "peer.py", scan, theirs, weights, settings=AS_TORCH))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
-        if members > PAIR:
+        if members > PAIR and preset == "compact":
             fast.append(
                 run("-m", "mood_infer", "predict", scan, folder / "fast", *options, "--speed", "fast")
             )

@@ -4,11 +4,11 @@
 for the rest.
 
 The same cases for all settings, made in memory from normal scans that no member was trained on. "averages":
-one network for all members that started from the same one, as with ``--speed fast``. "shared": all networks
-look at the same windows, as with ``--speed exact``; "staggered": each has its own. "whole grid" is as in the
-paper, windows over the air around the body too, and in float32 it is what MONAI's inferer would compute
-("peer" among the ways). The seconds are those of preparation and prediction, summed over the cases; settings
-take turns on each case.
+one network for all members with the same edges and like weights, as with ``--speed fast``. "shared": all
+networks look at the same windows, as with ``--speed exact``; "staggered": each has its own. "whole grid" is
+as in the paper, windows over the air around the body too, and in float32 it is what MONAI's inferer would
+compute ("peer" among the ways). The seconds are those of preparation and prediction, summed over the cases;
+settings take turns on each case.
 """
 
 import argparse

@@ -186,19 +186,19 @@ READABLE = (
         "unstripped.nii.gz",
         "a brain without a background of 0",
         _unstripped,
-        "no background of 0; these weights know brains without skull and air",
+        "hardly a voxel is 0; these weights know whole brains on a background of 0",
     ),
     Odd(
         "below-zero.nii.gz",
         "a brain with a mean of 0",
         _below_zero,
-        "17% of the voxels are below 0 and were taken for background, not for tissue",
+        "16% of the voxels are below 0 and were taken for background, not for tissue",
     ),
     Odd(
         "ct.nii.gz",
         "a CT for the brain's weights",
         _ct,
-        "values down to -1000, as only CT has them; these weights know brain MR",
+        "much of it lies far below 0, as in CT; these weights know brain MR",
     ),
 )
 

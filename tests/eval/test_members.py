@@ -128,7 +128,8 @@ def test_table_as_text(scans: Path, weights: Path) -> None:
 
     head, rule, *rows = sizes.splitlines()
     volumes = sorted(case.volume_ml for case in table.index.cases if case.volume_ml)
-    thirds = [f"{volume:.3g}-{volume:.3g} mL" for volume in volumes]  # three anomalies, one a size
+    names = ("small", "middle", "large")  # three anomalies, one a size
+    thirds = [f"{n}, {volume:.3g}-{volume:.3g} mL" for n, volume in zip(names, volumes, strict=True)]
     rates = [f"found at {rate}" for rate in (0.1, 0.5, 1.0, 2.0)]
     columns = [*(f"AP, {third}" for third in thirds), *(f"found, {third}" for third in thirds), *rates]
     assert head == "|  | " + " | ".join(columns) + " |"

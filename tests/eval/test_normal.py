@@ -59,7 +59,7 @@ def test_a_prediction_is_told_among_the_normal_scans(
     (outcome,) = job.run([scan])
     assert outcome.normal_below == (2, 4)
     assert describe(outcome).endswith(
-        f"sample score {score:.4f}, higher than 2 of 4 normal scans of the training's source"
+        f"sample score {score:.4f}, higher than 2 of 4 normal scans stored with the weights"
     )
     files = [member.file for member in plain.manifest.members]
     assert load(Region.BRAIN, own_weights, "cpu", files).predict(read_volume(scan)).normal_scores

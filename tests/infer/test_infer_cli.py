@@ -176,6 +176,12 @@ def test_refused_weights_are_3_before_any_scan_is_read(run: Run, weights: Path, 
     shutil.copytree(weights / "abdom", tmp_path / "own" / "abdom")
     code, text = run("weights", "--weights", tmp_path / "own")
     assert code == 0 and text.count(" ok ") == 2 and "abdom: " in text and "brain: " not in text
+    (tmp_path / "own" / "brain").mkdir()
+    code, text = run("weights", "--weights", tmp_path / "own")
+    assert code == 3 and text.count(" ok ") == 2 and text.count("no manifest") == 1
+    shutil.copy(weights / "abdom" / "manifest.json", tmp_path / "own" / "brain")
+    code, text = run("weights", "--weights", tmp_path / "own")
+    assert code == 3 and "weights of abdom" in text
 
 
 def test_help_needs_no_torch() -> None:
@@ -325,8 +331,8 @@ def test_the_run_scripts_limit_the_time_unless_told(
 def test_the_jobs_of_the_reference_page_are_commands_of_ours(scans: Path, tmp_path: Path) -> None:
     """For Slurm and for Kubernetes, whose job is YAML with all that an indexed one needs."""
     yaml = pytest.importorskip("yaml")
-    page = (ROOT / "docs" / "container.md").read_text().split("### More than one machine")[1]
-    slurm, kubernetes = (textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", page, re.M)[:2])
+    page = (ROOT / "docs" / "container.md").read_text().split("### Several processes and machines")[1]
+    slurm, kubernetes = (textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", page, re.M)[1:3])
     job = yaml.safe_load(kubernetes)
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec, pod = job["spec"], job["spec"]["template"]["spec"]

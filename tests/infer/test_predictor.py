@@ -276,7 +276,7 @@ def test_doubts_are_told(weights: Path, tmp_path: Path) -> None:
         "same value": (np.full((40, 40, 40), 0.3), 1.0, "all voxels have the value 0.3"),
         "thick": (head, (1.0, 1.0, 5.0), "5 mm long"),
         "tiny": (head, 0.1, "the spacing may be wrong"),
-        "unstripped": (np.random.default_rng(0).random((40, 40, 40)), 1.0, "no background of 0"),
+        "unstripped": (np.random.default_rng(0).random((40, 40, 40)), 1.0, "hardly a voxel is 0"),
     }
     for name, (array, spacing, words) in cases.items():
         affine = np.diag([*np.broadcast_to(spacing, 3), 1])

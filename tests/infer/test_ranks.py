@@ -66,16 +66,13 @@ def test_who_leaves_waits_for_the_others(shares: list[RankShare]) -> None:
     assert not any(thread.is_alive() for thread in leaving)
 
 
-def test_a_job_leaves_others_their_scans_and_their_files_in_progress(
+def test_a_job_leaves_others_their_scans(
     shares: list[RankShare], weights: Path, make_scan: Callable[..., Path], tmp_path: Path
 ) -> None:
     scans = [make_scan(tmp_path / "in" / f"{name}.nii.gz", (20, 20, 20)) for name in "abcd"]
     predictor = Predictor.load(Region.BRAIN, weights, "cpu")
     (tmp_path / "out").mkdir()
-    shares[0].once(lambda: None)
     assert shares[0].take(scans[1])
-    partial = tmp_path / "out" / f"{PARTIAL_PREFIX}of-another-rank"
-    partial.touch()
     begun: list[tuple[int, int]] = []
 
     class Recorder(Watcher):
@@ -85,8 +82,7 @@ def test_a_job_leaves_others_their_scans_and_their_files_in_progress(
     outcomes = Job(predictor, Mode.SAMPLE, tmp_path / "out").run(scans, Recorder(), shares[1])
     assert [outcome.scan.name[0] for outcome in outcomes] == ["a", "c", "d"]
     assert begun == [(0, 4), (2, 4), (3, 4)]
-    assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"a", "c", "d", "."}
-    assert partial.exists()
+    assert {path.name[0] for path in (tmp_path / "out").iterdir()} == {"a", "c", "d"}
 
 
 def test_the_first_rank_holds_the_output_folder_until_all_have_left(
@@ -102,15 +98,20 @@ def test_the_first_rank_holds_the_output_folder_until_all_have_left(
     for rank in ranks:
         rank.start()
     shares[0]._wait("once", 1)
-    for end in may_end[:-1]:
+    partial = tmp_path / f"{PARTIAL_PREFIX}of-a-rank"
+    partial.touch()
+    for count, end in enumerate(may_end[:-1], start=1):
         end.set()
+        shares[0]._wait("ended", count)
+        time.sleep(0.05)  # one that did not wait for the others would let go now
         with pytest.raises(UserError, match="another run"), sole_run(tmp_path, Share()):
             pass
+    assert partial.exists()
     may_end[-1].set()
     for rank in ranks:
         rank.join(20)
     with sole_run(tmp_path, Share()):
-        pass
+        assert not partial.exists()
 
 
 def command(scans: Path, output: Path, weights: Path, *more: object) -> list[str]:
