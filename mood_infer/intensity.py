@@ -54,8 +54,7 @@ class QuartileRule(BaseModel):
         if may_be_ct(array):
             return ("much of it lies far below 0, as in CT; these weights know brain MR",)
         tissue = array[array > 0]
-        bright = float(np.percentile(tissue, 99)) if tissue.size else 0.0
-        if (below := float(np.mean(array < -OVERSHOOT * bright))) > FEW:
+        if (below := _share_below(array, 0)) > FEW:
             return (f"{below:.0%} of the voxels are below 0 and were taken for background, not for tissue",)
         if tissue.size > FILLED * array.size:
             return ("hardly a voxel is 0; these weights know whole brains on a background of 0",)
@@ -128,7 +127,14 @@ IntensityRule = Annotated[QuartileRule | CurveRule | UnitRule, Field(discriminat
 
 def may_be_ct(array: Array3D) -> bool:
     """Whether much of a scan is as dark as only fat and air in Hounsfield units are."""
-    return float(np.mean(array < HU_LIKE)) > FEW
+    return _share_below(array, HU_LIKE) > FEW
+
+
+def _share_below(array: Array3D, level: float) -> float:
+    """Share of the voxels below a level, but for what a spline adds beside bright tissue."""
+    tissue = array[array > 0]
+    bright = float(np.percentile(tissue, 99)) if tissue.size else 0.0
+    return float(np.mean(array < min(level, -OVERSHOOT * bright)))
 
 
 def to_unit(array: Array3D, rule: IntensityRule) -> Array3D:
