@@ -53,10 +53,9 @@ class QuartileRule(BaseModel):
             return ()
         if may_be_ct(array):
             return ("much of it lies far below 0, as in CT; these weights know brain MR",)
-        tissue = array[array > 0]
         if (below := _share_below(array, 0)) > FEW:
             return (f"{below:.0%} of the voxels are below 0 and were taken for background, not for tissue",)
-        if tissue.size > FILLED * array.size:
+        if np.count_nonzero(array > 0) > FILLED * array.size:
             return ("hardly a voxel is 0; these weights know whole brains on a background of 0",)
         return ()
 
@@ -131,7 +130,9 @@ def may_be_ct(array: Array3D) -> bool:
 
 
 def _share_below(array: Array3D, level: float) -> float:
-    """Share of the voxels below a level, but for what a spline adds beside bright tissue."""
+    """Share of the voxels below a level of 0 or less, but for what a spline adds beside bright tissue."""
+    if array.min() >= level:
+        return 0.0  # as in most scans, whose tissue then need not be sorted
     tissue = array[array > 0]
     bright = float(np.percentile(tissue, 99)) if tissue.size else 0.0
     return float(np.mean(array < min(level, -OVERSHOOT * bright)))

@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 HERE = Path(__file__).parent
 SIZES = tuple(map(Size.parse, ("160x180x150", "256", "512x512x400@0.75")))
 MEMBERS = (1, 2, 10)
-PAIR = 2  # networks, of which --speed fast saves none, nor of any of random weights
+PAIR = 2  # networks, a hard and a smooth one, of which --speed fast saves none
 COUNTED = 100_000_000  # voxels of the average precision
 AS_TORCH = {"THP_MEM_ALLOC_ENABLE": "0"}  # its default, which importing mood_infer changes
 
@@ -101,7 +101,7 @@ def bench(
         if with_peer:
             peer.append(run(HERE / "peer.py", scan, theirs, weights, settings=AS_TORCH))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
-        if members > PAIR and preset == "compact":
+        if members > PAIR and preset == "compact":  # random ones are not alike: none would be saved either
             fast.append(
                 run("-m", "mood_infer", "predict", scan, folder / "fast", *options, "--speed", "fast")
             )
@@ -120,11 +120,8 @@ def bench(
         )
         return row(what, seconds, peak)
 
-    rows = [ended("peer", peer)] if peer else []
-    rows.append(ended("end to end", whole))
-    if fast:
-        rows.append(ended("end to end, --speed fast", fast))
-    rows.append(ended("start", start))
+    processes = {"peer": peer, "end to end": whole, "end to end, --speed fast": fast, "start": start}
+    rows = [ended(what, ends) for what, ends in processes.items() if ends]
     rows += [row(stage, seconds, gpu.get(stage)) for stage, seconds in inside.items()]
     rows.append(row("floor", floor))
     if not with_peer:

@@ -12,9 +12,8 @@ def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["mood-train", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
-    code = ended.value.code or 0
-    assert isinstance(code, int)
-    return code
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def test_a_missing_package_is_named(
