@@ -156,6 +156,9 @@ def predict(
         pages = Report(report, texts, share.record_name).open()
     job = Job(predictor, mode, output, overwrite, pages, limit)
     with sole_run(output, share):
+        if share.alone:  # so that a log is not empty until the first scan is done
+            networks = len(predictor.manifest.members)
+            console.print(f"scans: {len(scans)}, networks: {networks}, on: {predictor.device}")
         with Log(console, bar=share.alone) as log:
             outcomes = job.run(scans, log, share)
         if pages is not None:
@@ -173,7 +176,7 @@ def list_weights(
     ] = None,
 ) -> None:
     """List the networks and verify their checksums: of both regions, or of those that DIR has."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from mood_infer.weights import find_weights, has_manifest, read_manifest, verify_member
 
@@ -187,17 +190,14 @@ def list_weights(
     }
     for folder, region in (there or folders).items():
         try:
-            manifest = read_manifest(folder)
-            if folder != weights and manifest.region is not region:
-                raise WeightsError(
-                    f"{folder}: weights of {manifest.region}; move them to a folder of that name."
-                )
+            manifest = read_manifest(folder, None if folder == weights else region)
         except WeightsError as error:
             console.print(str(error), soft_wrap=True, highlight=False, markup=False)
             refused += 1
             continue
         title = f"{manifest.region}: {manifest.digest()}"
-        table = Table("member", "fold", "edges", "steps", "size", "sha256", title=title)
+        name = Column("member", overflow="fold")
+        table = Table(name, "fold", "edges", "steps", "size", "sha256", title=title)
         for member in manifest.members:
             path = folder / member.file
             problem = verify_member(folder, member)

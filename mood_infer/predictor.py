@@ -160,9 +160,7 @@ class Predictor:
         region = Region(region)
         where = _device(device)
         folder = find_weights(region, weights)
-        manifest = read_manifest(folder)
-        if manifest.region is not region:
-            raise WeightsError(f"{folder}: weights for {manifest.region}; give those for {region}.")
+        manifest = read_manifest(folder, region)
         if members is not None:
             chosen = tuple(member for member in manifest.members if member.file in members)
             if unknown := set(members) - {member.file for member in chosen}:

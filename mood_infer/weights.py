@@ -165,15 +165,19 @@ def has_manifest(folder: Path) -> bool:
         raise WeightsError(f"{folder}: {error.strerror}; let every user read it.") from error
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, region: Region | None = None) -> Manifest:
     """Read and check ``manifest.json`` of a region's folder.
 
+    Args:
+        folder: it lies there.
+        region: which region's it must be; any by default.
+
     Raises:
-        WeightsError: it is missing or not valid; the text names the file and the field.
+        WeightsError: it is missing, not valid or another region's; the text names the file and the field.
     """
     path = folder / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise WeightsError(
             f"{path}: no manifest can be read there; give a folder made by mood-train export."
@@ -182,6 +186,9 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
         raise WeightsError(f"{path}: {field}: {first['msg']}; export the weights again.") from error
+    if region is not None and manifest.region is not region:
+        raise WeightsError(f"{folder}: weights for {manifest.region}; give those for {region}.")
+    return manifest
 
 
 def read_member(folder: Path, member: Member) -> dict[str, torch.Tensor]:

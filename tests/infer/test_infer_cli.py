@@ -57,6 +57,7 @@ def test_all_done_is_0_and_a_rerun_skips(run: Run, scans: Path, weights: Path, t
     code, text = run("predict", scans, output, *options(weights))
     assert code == 0
     assert re.search(r"^a\.nii\.gz: done in [\d.]+ s, sample score 0\.\d{4}$", text, re.M)
+    assert text.splitlines()[0] == "scans: 2, networks: 2, on: cpu"
     assert text.splitlines()[-1] == "2 done, 0 skipped, 0 failed"
     code, text = run("predict", scans, output, *options(weights))
     assert code == 0 and text.splitlines()[-1] == "0 done, 2 skipped, 0 failed"
@@ -181,7 +182,7 @@ def test_refused_weights_are_3_before_any_scan_is_read(run: Run, weights: Path, 
     assert code == 3 and text.count(" ok ") == 2 and text.count("no manifest") == 1
     shutil.copy(weights / "abdom" / "manifest.json", tmp_path / "own" / "brain")
     code, text = run("weights", "--weights", tmp_path / "own")
-    assert code == 3 and "weights of abdom" in text
+    assert code == 3 and "weights for abdom" in text
 
 
 def test_help_needs_no_torch() -> None:
