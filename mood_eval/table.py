@@ -51,10 +51,11 @@ class ScoreTable(BaseModel):
     def markdown(self) -> str:
         """Two tables of one row a method; where both families were judged, the unseen one's columns follow.
 
-        Pixel AP over all cases and by type, and sample AP; then pixel AP by volume of the anomaly, the share
-        of these found as objects at one false object a scan, and the share of all at several rates.
+        Pixel AP over all cases and by type, and sample AP; then the 95 % intervals of both, pixel AP by
+        volume of the anomaly, the share of these found as objects at one false object a scan, and the share
+        of all at several rates.
         """
-        tables = (self._table(columns) for columns in (_precisions, _sizes))
+        tables = (self._table(columns) for columns in (_precisions, _details))
         return "\n".join(table for table in tables if table)
 
     def _table(self, of: Callable[[FamilySummary], dict[str, float | None]]) -> str:
@@ -76,13 +77,18 @@ def _precisions(summary: FamilySummary) -> dict[str, float | None]:
     return {"pixel AP": summary.pixel_ap, **types, "sample AP": summary.sample_ap}
 
 
-def _sizes(summary: FamilySummary) -> dict[str, float | None]:
+def _details(summary: FamilySummary) -> dict[str, float | None]:
+    intervals = {"pixel AP": summary.pixel_interval, "sample AP": summary.sample_interval}
+    known = {name: interval for name, interval in intervals.items() if interval is not None}
+    lows = {f"{name}, low": interval.low for name, interval in known.items()}
+    highs = {f"{name}, high": interval.high for name, interval in known.items()}
     named = {
         f"{name}, {group.from_ml:.3g}-{group.to_ml:.3g} mL": group for name, group in summary.by_size.items()
     }
     precisions = {f"AP, {name}": group.pixel_ap for name, group in named.items()}
     found = {f"found, {name}": group.found for name, group in named.items()}
-    return {**precisions, **found, **{f"found at {rate}": part for rate, part in summary.recall.items()}}
+    recall = {f"found at {rate}": part for rate, part in summary.recall.items()}
+    return {**lows, **highs, **precisions, **found, **recall}
 
 
 def markdown_table(head: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:

@@ -270,6 +270,7 @@ class Predictor:
             tell = partial(_tell, progress, number * count, members * count) if progress else None
             scores, empty = memory.attempt(partial(self._member, number, body, air, overlap, tell))
             total.add_(scores, alpha=weight)
+            del scores  # before the next member makes its own
             outside += weight * empty
             weights += weight
             used += 1

@@ -2,15 +2,18 @@
 # Scores each network alone and the whole ensemble on the scans that were set aside.
 #   scripts/evaluate.sh REGION DATA [OUT] [more options of mood-eval members]
 # DATA holds the scans in brain/ or abdom/, and split.json. One healthy case a scan and one of each type
-# are made in memory, from seed 0; the table goes to OUT/<region>.md and, with all numbers, <region>.json.
+# (--each N: N of each type) are made in memory, from seed 0; the tables go to OUT/<region>.md and, with all numbers, <region>.json.
 set -eu
 region=${1:?brain or abdom}
 data=$(cd -- "${2:?folder with brain/, abdom/ and split.json}" && pwd)
-out=${3:-evaluation}
+shift 2
+out=evaluation
+case ${1:-} in
+    "" | -*) ;;
+    *) out=$1 && shift ;;
+esac
 mkdir -p "$out"
 out=$(cd -- "$out" && pwd)
-shift 2
-[ $# -gt 0 ] && shift
 cd -- "$(dirname -- "$0")/.."
 scripts/setup.sh eval
 exec .venv/bin/mood-eval members "$data/$region" --region "$region" \

@@ -29,7 +29,7 @@ from mood_infer.predictor import MARGIN, Precision, Predictor, Speed, reduced_pr
 from mood_train.folds import read_split
 
 PAPER = 0.5  # overlap
-OVERLAPS = (PAPER, 0.25, 0.125)
+OVERLAPS = (PAPER, 0.25, 0.125, 0.0)
 WHOLE = 1e3  # windows around the body: the box is then the whole grid
 
 
@@ -61,9 +61,16 @@ class Setting:
 
 EXACT = Setting()
 PEER = (Setting(margin=WHOLE, precision="float32"), Setting(margin=WHOLE))
+SHARED = tuple(Setting(overlap=overlap) for overlap in OVERLAPS)
 STAGGERED = tuple(Setting(windows="fast", overlap=overlap) for overlap in OVERLAPS)
 AVERAGES = (Setting("fast"), *(Setting("fast", "fast", overlap) for overlap in OVERLAPS))
-WAYS = {"peer": PEER, "staggered": STAGGERED, "averages": AVERAGES, "fast": (Setting("fast", "fast"),)}
+WAYS = {
+    "peer": PEER,
+    "shared": SHARED,
+    "staggered": STAGGERED,
+    "averages": AVERAGES,
+    "fast": (Setting("fast", "fast"),),
+}
 
 
 @dataclass(frozen=True)

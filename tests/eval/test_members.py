@@ -117,7 +117,7 @@ def test_cases_of_a_scan_share_its_windows_and_forget_those_of_an_anomaly(
 
 def test_table_as_text(scans: Path, weights: Path) -> None:
     table = evaluate_members(find_scans(scans), RECIPE, weights, "cpu")
-    precisions, sizes = table.markdown().split("\n\n")
+    precisions, details = table.markdown().split("\n\n")
     head, rule, *rows = precisions.splitlines()
     assert head == "|  | pixel AP | noise | shift | sample AP |"
     assert rule == "| --- | --- | --- | --- | --- |"
@@ -126,16 +126,23 @@ def test_table_as_text(scans: Path, weights: Path) -> None:
         values = [numbers.pixel_ap, numbers.per_type["noise"], numbers.per_type["shift"], numbers.sample_ap]
         assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
 
-    head, rule, *rows = sizes.splitlines()
+    head, rule, *rows = details.splitlines()
     volumes = sorted(case.volume_ml for case in table.index.cases if case.volume_ml)
     names = ("small", "middle", "large")  # three anomalies, one a size
     thirds = [f"{n}, {volume:.3g}-{volume:.3g} mL" for n, volume in zip(names, volumes, strict=True)]
     rates = [f"found at {rate}" for rate in (0.1, 0.5, 1.0, 2.0)]
+    intervals = [f"{name} AP, {end}" for end in ("low", "high") for name in ("pixel", "sample")]
     columns = [*(f"AP, {third}" for third in thirds), *(f"found, {third}" for third in thirds), *rates]
+    columns = intervals + columns
     assert head == "|  | " + " | ".join(columns) + " |"
     for name, row in zip(table.rows, rows, strict=True):
         groups, recall = table.rows[name].by_size.values(), table.rows[name].recall
-        values = [group.pixel_ap for group in groups] + [group.found for group in groups] + [*recall.values()]
+        both = (table.rows[name].pixel_interval, table.rows[name].sample_interval)
+        assert all(one.low <= one.mean <= one.high for one in both)
+        values = [one.low for one in both] + [one.high for one in both]
+        values += (
+            [group.pixel_ap for group in groups] + [group.found for group in groups] + [*recall.values()]
+        )
         assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
 
 

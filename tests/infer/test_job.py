@@ -14,8 +14,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from mood_infer import job as job_module
+from mood_infer import predictor as predictor_module
 from mood_infer.challenge import Mode, Region, find_scans
 from mood_infer.errors import UserError
 from mood_infer.job import Job, Outcome, State, Watcher, sole_run
@@ -283,6 +285,22 @@ def test_too_little_memory_fails_one_scan_only(
     vast, fine = Job(predictor, Mode.SAMPLE, output).run(scans)
     assert vast.state is State.FAILED and fine.state is State.DONE
     assert str(vast.error).startswith("vast.nii: ")
+
+
+def test_a_lack_of_host_memory_while_scoring_fails_in_words(
+    predictor: Predictor,
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch's own error, of more bytes than any machine has."""
+    monkeypatch.setattr(predictor_module, "slide", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    (outcome,) = Job(predictor, Mode.PIXEL, output).run([make_scan(tmp_path / "a.nii.gz")])
+    assert outcome.error == (
+        "a.nii.gz: there is not enough memory for it; crop it or use a machine with more memory."
+    )
+    assert not names(output)
 
 
 def test_the_watcher_sees_everything(

@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -89,6 +90,24 @@ def test_member_by_member_equals_window_by_window(
     result = Predictor.load(Region.BRAIN, folder, "cpu", precision="float32").predict(scan)
     np.testing.assert_allclose(result.working, expected, atol=1e-5)
     assert result.complete and not result.warnings
+
+
+def test_no_members_map_is_kept_beside_the_next(
+    make_weights: Callable[..., Path], scan: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is flat in the number of members."""
+    maps: list[weakref.ref[Tensor]] = []
+
+    def remembering(*arguments: Any) -> Tensor:
+        assert not any(one() is not None for one in maps)
+        made = slide(*arguments)
+        maps.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(predictor_module, "slide", remembering)
+    folder = make_weights(tmp_path / "weights", count=4)
+    Predictor.load(Region.BRAIN, folder, "cpu").predict(scan)
+    assert len(maps) == 4
 
 
 def test_smooth_members_count_as_the_manifest_says(

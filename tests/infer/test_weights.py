@@ -204,3 +204,16 @@ def test_files_hold_parameters_in_half_precision(folder: Path) -> None:
     tensors = safetensors.torch.load_file(folder / "member0.safetensors")
     kinds = {"running" in name: tensor.dtype for name, tensor in tensors.items() if tensor.ndim}
     assert kinds == {False: torch.float16, True: torch.float32}
+
+
+@pytest.mark.parametrize("region", Region)
+def test_what_is_shipped(region: Region) -> None:
+    """Ten small networks a region: each of five folds left out, with hard and with smooth edges."""
+    folder = module.OWN_WEIGHTS / region
+    manifest = read_manifest(folder, region)
+    kinds = {(member.fold, member.edges) for member in manifest.members}
+    assert kinds == {(fold, edges) for fold in range(5) for edges in ("hard", "smooth")}
+    assert len(manifest.members) == 10 and len(manifest.normal_scores) >= 3
+    for member in manifest.members:
+        assert verify_member(folder, member) is None
+        assert (folder / member.file).stat().st_size <= 5e6
