@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mood_eval.summary import summarise
-from mood_eval.table import Report, Scored, ScoreTable, judge_cases
+from mood_eval.summary import Interval, pixel_gain, summarise
+from mood_eval.table import Report, Scored, ScoreTable, judge_cases, markdown_table
 from mood_eval.validation_set import Made, Recipe
 from mood_eval.verdicts import KeptVerdicts
 from mood_infer import __version__
@@ -36,9 +36,16 @@ class MemberTable(ScoreTable):
 
     Attributes:
         weights: digest of the weights.
+        gains: of the ensemble over each of the other rows, in pixel AP.
     """
 
     weights: str
+    gains: dict[str, Interval]
+
+    def markdown(self) -> str:
+        """As of any such table; then how much the ensemble gains over each row, with the 95 % interval."""
+        gains = {name: [gain.mean, gain.low, gain.high] for name, gain in self.gains.items()}
+        return "\n".join([super().markdown(), markdown_table(["the ensemble's gain", "from", "to"], gains)])
 
 
 def evaluate_members(
@@ -70,7 +77,12 @@ def evaluate_members(
         scans, recipe, lambda made: score_rows(made, predictor, rows), report, verdicts=verdicts
     )
     summaries = {name: summarise(part, index) for name, part in judged.items()}
-    return MemberTable(index=index, rows=summaries, weights=predictor.manifest.digest())
+    gains = {
+        name: pixel_gain(judged[ENSEMBLE], others, index)
+        for name, others in judged.items()
+        if name != ENSEMBLE
+    }
+    return MemberTable(index=index, rows=summaries, weights=predictor.manifest.digest(), gains=gains)
 
 
 def _plan(scans: Sequence[Path], recipe: Recipe, predictor: Predictor) -> dict[str, object]:

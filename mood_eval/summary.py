@@ -1,6 +1,6 @@
 """From what was counted in each case to the numbers of a report."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from mood_eval.average_precision import (
     merge,
 )
 from mood_eval.objects import CaseObjects, recall_at, sizes_and_found
-from mood_eval.ranking import Spread, bootstrap
+from mood_eval.ranking import Spread, bootstrap, bootstrap_gain
 from mood_eval.validation_set import Case, Index
 
 SIZE_NAMES = ("small", "middle", "large")
@@ -132,15 +132,36 @@ def summarise(
         whole = _family(judged, {}, runs, list_size)
         return Summary(**dict(whole), warnings=tuple(warnings))
     known = {case.name: case for case in index.cases}
-    families = {
-        family: [one for one in judged if known[one.name].family in ("healthy", family)]
+    main, *second = (_family(part, known, runs, list_size) for part in _families(judged, known))
+    return Summary(**dict(main), unseen=second[0] if second else None, warnings=tuple(warnings))
+
+
+def pixel_gain(
+    judged: Sequence[Judged], others: Sequence[Judged], index: Index, runs: int = 1000
+) -> Interval:
+    """How much higher a method's pixel AP is than another one's, over the same lists.
+
+    Args:
+        judged: the cases as the one scored them, all with their pixels.
+        others: as the other did, in the same order.
+        index: of the cases; those of the family of a summary's main numbers are taken.
+        runs: bootstrapped lists.
+    """
+    known = {case.name: case for case in index.cases}
+    ours = _families(judged, known)[0]
+    pixels = [one.pixels for one in ours if one.pixels is not None]
+    theirs = [one.pixels for one in _families(others, known)[0] if one.pixels is not None]
+    return _interval(bootstrap_gain(pixels, theirs, runs, scans=_sources(ours, known)))
+
+
+def _families(judged: Sequence[Judged], known: Mapping[str, Case]) -> list[Sequence[Judged]]:
+    """The cases of each family there is, with the healthy ones, the paper's first."""
+    families: list[Sequence[Judged]] = [
+        [one for one in judged if known[one.name].family in ("healthy", family)]
         for family in ("seen", "unseen")
         if any(known[one.name].family == family for one in judged)
-    }
-    parts = {family: _family(part, known, runs, list_size) for family, part in families.items()}
-    main = parts.get("seen") or parts.get("unseen") or _family(judged, known, runs, list_size)
-    unseen = parts.get("unseen") if "seen" in parts else None
-    return Summary(**dict(main), unseen=unseen, warnings=tuple(warnings))
+    ]
+    return families or [judged]
 
 
 def _family(
@@ -174,7 +195,7 @@ def _family(
     return FamilySummary.model_validate(numbers)
 
 
-def _sources(judged: Sequence[Judged], known: dict[str, Case]) -> list[str] | None:
+def _sources(judged: Sequence[Judged], known: Mapping[str, Case]) -> list[str] | None:
     return [known[one.name].source for one in judged] if known else None
 
 

@@ -117,7 +117,7 @@ def test_cases_of_a_scan_share_its_windows_and_forget_those_of_an_anomaly(
 
 def test_table_as_text(scans: Path, weights: Path) -> None:
     table = evaluate_members(find_scans(scans), RECIPE, weights, "cpu")
-    precisions, details = table.markdown().split("\n\n")
+    precisions, details, gains = table.markdown().split("\n\n")
     head, rule, *rows = precisions.splitlines()
     assert head == "|  | pixel AP | noise | shift | sample AP |"
     assert rule == "| --- | --- | --- | --- | --- |"
@@ -144,6 +144,15 @@ def test_table_as_text(scans: Path, weights: Path) -> None:
             [group.pixel_ap for group in groups] + [group.found for group in groups] + [*recall.values()]
         )
         assert row == f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+    head, rule, *rows = gains.splitlines()
+    assert head == "|  | the ensemble's gain | from | to |"
+    others = [name for name in table.rows if name != ENSEMBLE]
+    for name, row in zip(others, rows, strict=True):
+        gain = table.gains[name]
+        assert row == f"| {name} | {gain.mean:.3f} | {gain.low:.3f} | {gain.high:.3f} |"
+        intervals = table.rows[ENSEMBLE].pixel_interval, table.rows[name].pixel_interval
+        assert gain.mean == pytest.approx(intervals[0].mean - intervals[1].mean)  # the same lists
 
 
 def test_both_families_stand_side_by_side(scans: Path, weights: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from mood_eval.average_precision import ScoreCounts, average_precision, merge
-from mood_eval.ranking import Standing, bootstrap, draw_lists, list_precisions, rank
+from mood_eval.ranking import Standing, bootstrap, bootstrap_gain, draw_lists, list_precisions, rank
 
 
 def _cases(count: int, seed: int = 0) -> tuple[list[ScoreCounts], list[np.ndarray], list[np.ndarray]]:
@@ -80,6 +80,14 @@ def test_cases_of_a_scan_are_drawn_together() -> None:
 def test_few_scans_are_no_lists_of_their_own() -> None:
     cases = _cases(6)[0]
     assert bootstrap(cases, 50, scans=["a", "b", "c"] * 2) == bootstrap(cases, 50)
+
+
+def test_a_gain_is_taken_list_by_list() -> None:
+    ours, theirs = _cases(6)[0], _cases(6)[0][::-1]
+    gain, ends = bootstrap_gain(ours, theirs, 200), [bootstrap(cases, 200) for cases in (ours, theirs)]
+    assert gain.mean == pytest.approx(ends[0].mean - ends[1].mean) and gain.low < gain.mean < gain.high
+    none = bootstrap_gain(ours, ours, 200, scans=list("abcdef"))
+    assert none.low == none.mean == none.high == 0
 
 
 def test_ranking_by_hand() -> None:
