@@ -79,16 +79,17 @@ def _precisions(summary: FamilySummary) -> dict[str, float | None]:
 
 def _details(summary: FamilySummary) -> dict[str, float | None]:
     intervals = {"pixel AP": summary.pixel_interval, "sample AP": summary.sample_interval}
-    known = {name: interval for name, interval in intervals.items() if interval is not None}
-    lows = {f"{name}, low": interval.low for name, interval in known.items()}
-    highs = {f"{name}, high": interval.high for name, interval in known.items()}
+    ends: dict[str, float | None] = {}
+    for name, interval in intervals.items():
+        if interval is not None:
+            ends |= {f"{name}, low": interval.low, f"{name}, high": interval.high}
     named = {
         f"{name}, {group.from_ml:.3g}-{group.to_ml:.3g} mL": group for name, group in summary.by_size.items()
     }
     precisions = {f"AP, {name}": group.pixel_ap for name, group in named.items()}
     found = {f"found, {name}": group.found for name, group in named.items()}
     recall = {f"found at {rate}": part for rate, part in summary.recall.items()}
-    return {**lows, **highs, **precisions, **found, **recall}
+    return {**ends, **precisions, **found, **recall}
 
 
 def markdown_table(head: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> str:

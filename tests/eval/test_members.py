@@ -131,7 +131,7 @@ def test_table_as_text(scans: Path, weights: Path) -> None:
     names = ("small", "middle", "large")  # three anomalies, one a size
     thirds = [f"{n}, {volume:.3g}-{volume:.3g} mL" for n, volume in zip(names, volumes, strict=True)]
     rates = [f"found at {rate}" for rate in (0.1, 0.5, 1.0, 2.0)]
-    intervals = [f"{name} AP, {end}" for end in ("low", "high") for name in ("pixel", "sample")]
+    intervals = [f"{name} AP, {end}" for name in ("pixel", "sample") for end in ("low", "high")]
     columns = [*(f"AP, {third}" for third in thirds), *(f"found, {third}" for third in thirds), *rates]
     columns = intervals + columns
     assert head == "|  | " + " | ".join(columns) + " |"
@@ -139,7 +139,7 @@ def test_table_as_text(scans: Path, weights: Path) -> None:
         groups, recall = table.rows[name].by_size.values(), table.rows[name].recall
         both = (table.rows[name].pixel_interval, table.rows[name].sample_interval)
         assert all(one.low <= one.mean <= one.high for one in both)
-        values = [one.low for one in both] + [one.high for one in both]
+        values = [end for one in both for end in (one.low, one.high)]
         values += (
             [group.pixel_ap for group in groups] + [group.found for group in groups] + [*recall.values()]
         )
