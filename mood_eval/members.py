@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mood_eval.summary import Interval, pixel_gain, summarise
+from mood_eval.summary import Interval, pixel_gains, summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases, markdown_table
 from mood_eval.validation_set import Made, Recipe
 from mood_eval.verdicts import KeptVerdicts
@@ -77,11 +77,8 @@ def evaluate_members(
         scans, recipe, lambda made: score_rows(made, predictor, rows), report, verdicts=verdicts
     )
     summaries = {name: summarise(part, index) for name, part in judged.items()}
-    gains = {
-        name: pixel_gain(judged[ENSEMBLE], others, index)
-        for name, others in judged.items()
-        if name != ENSEMBLE
-    }
+    others = {name: part for name, part in judged.items() if name != ENSEMBLE}
+    gains = pixel_gains(judged[ENSEMBLE], others, index)
     return MemberTable(index=index, rows=summaries, weights=predictor.manifest.digest(), gains=gains)
 
 

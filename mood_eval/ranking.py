@@ -86,22 +86,23 @@ def bootstrap(
     return _spread(list_precisions(cases, _draw(len(cases), runs, size, seed, scans)))
 
 
-def bootstrap_gain(
+def bootstrap_gains(
     cases: Sequence[ScoreCounts],
-    others: Sequence[ScoreCounts],
+    others: Mapping[str, Sequence[ScoreCounts]],
     runs: int = 1000,
     seed: int = 0,
     scans: Sequence[str] | None = None,
-) -> Spread:
-    """How much higher the average precision of one method is than of another one, list by list.
+) -> dict[str, Spread]:
+    """How much higher the average precision of one method is than of others, list by list.
 
     Args:
         cases: counts of each case by the one.
-        others: by the other, in the same order.
+        others: name of each other to its counts, in the same order.
         runs, seed, scans: see :func:`bootstrap`.
     """
     lists = _draw(len(cases), runs, None, seed, scans)
-    return _spread(list_precisions(cases, lists) - list_precisions(others, lists))
+    values = list_precisions(cases, lists)
+    return {name: _spread(values - list_precisions(counts, lists)) for name, counts in others.items()}
 
 
 def _draw(

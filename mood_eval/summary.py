@@ -16,7 +16,7 @@ from mood_eval.average_precision import (
     merge,
 )
 from mood_eval.objects import CaseObjects, recall_at, sizes_and_found
-from mood_eval.ranking import Spread, bootstrap, bootstrap_gain
+from mood_eval.ranking import Spread, bootstrap, bootstrap_gains
 from mood_eval.validation_set import Case, Index
 
 SIZE_NAMES = ("small", "middle", "large")
@@ -136,22 +136,26 @@ def summarise(
     return Summary(**dict(main), unseen=second[0] if second else None, warnings=tuple(warnings))
 
 
-def pixel_gain(
-    judged: Sequence[Judged], others: Sequence[Judged], index: Index, runs: int = 1000
-) -> Interval:
-    """How much higher a method's pixel AP is than another one's, over the same lists.
+def pixel_gains(
+    judged: Sequence[Judged], others: Mapping[str, Sequence[Judged]], index: Index, runs: int = 1000
+) -> dict[str, Interval]:
+    """How much higher a method's pixel AP is than that of others, over the same lists.
 
     Args:
         judged: the cases as the one scored them, all with their pixels.
-        others: as the other did, in the same order.
+        others: name of each other to the cases as it did, in the same order.
         index: of the cases; those of the family of a summary's main numbers are taken.
         runs: bootstrapped lists.
     """
     known = {case.name: case for case in index.cases}
     ours = _families(judged, known)[0]
-    pixels = [one.pixels for one in ours if one.pixels is not None]
-    theirs = [one.pixels for one in _families(others, known)[0] if one.pixels is not None]
-    return _interval(bootstrap_gain(pixels, theirs, runs, scans=_sources(ours, known)))
+    theirs = {name: _pixels(_families(cases, known)[0]) for name, cases in others.items()}
+    spreads = bootstrap_gains(_pixels(ours), theirs, runs, scans=_sources(ours, known))
+    return {name: _interval(spread) for name, spread in spreads.items()}
+
+
+def _pixels(judged: Sequence[Judged]) -> list[ScoreCounts]:
+    return [one.pixels for one in judged if one.pixels is not None]
 
 
 def _families(judged: Sequence[Judged], known: Mapping[str, Case]) -> list[Sequence[Judged]]:
@@ -168,7 +172,7 @@ def _family(
     judged: Sequence[Judged], known: dict[str, Case], runs: int, list_size: int | None
 ) -> FamilySummary:
     numbers: dict[str, object] = {"cases": len(judged)}
-    pixels = [one.pixels for one in judged if one.pixels is not None]
+    pixels = _pixels(judged)
     if pixels:
         scans = _sources([one for one in judged if one.pixels is not None], known)
         total, dice = merge(pixels), best_dice(merge(pixels))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from mood_eval.average_precision import ScoreCounts, average_precision, merge
-from mood_eval.ranking import Standing, bootstrap, bootstrap_gain, draw_lists, list_precisions, rank
+from mood_eval.ranking import Standing, bootstrap, bootstrap_gains, draw_lists, list_precisions, rank
 
 
 def _cases(count: int, seed: int = 0) -> tuple[list[ScoreCounts], list[np.ndarray], list[np.ndarray]]:
@@ -84,9 +84,10 @@ def test_few_scans_are_no_lists_of_their_own() -> None:
 
 def test_a_gain_is_taken_list_by_list() -> None:
     ours, theirs = _cases(6)[0], _cases(6)[0][::-1]
-    gain, ends = bootstrap_gain(ours, theirs, 200), [bootstrap(cases, 200) for cases in (ours, theirs)]
+    gain = bootstrap_gains(ours, {"theirs": theirs}, 200)["theirs"]
+    ends = [bootstrap(cases, 200) for cases in (ours, theirs)]
     assert gain.mean == pytest.approx(ends[0].mean - ends[1].mean) and gain.low < gain.mean < gain.high
-    none = bootstrap_gain(ours, ours, 200, scans=list("abcdef"))
+    none = bootstrap_gains(ours, {"ours": ours}, 200, scans=list("abcdef"))["ours"]
     assert none.low == none.mean == none.high == 0
 
 
