@@ -28,6 +28,7 @@ from mood_eval.validation_set import (
     read_index,
 )
 from mood_infer.challenge import Region, find_scans
+from mood_infer.cli import SpeedName
 from mood_infer.errors import UserError
 from mood_train.folds import read_split
 
@@ -212,6 +213,9 @@ def members(
     each: EachOption = None,
     spacing: SpacingOption = None,
     keep: KeepOption = None,
+    speed: Annotated[
+        SpeedName, typer.Option(help="exact: every network. fast: those of mood-infer's --speed fast.")
+    ] = SpeedName.EXACT,
     json_file: JsonOption = None,
     markdown: MarkdownOption = None,
 ) -> None:
@@ -220,7 +224,7 @@ def members(
 
     chosen = _scans(scans, region, split, part)
     recipe = one_each(region, seed, family.value, len(chosen), each, spacing)
-    table = evaluate_members(chosen, recipe, weights, device.value, _say_case, keep)
+    table = evaluate_members(chosen, recipe, weights, device.value, _say_case, keep, speed.value)
     _write_scores(table, json_file, markdown)
 
 

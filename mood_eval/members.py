@@ -21,7 +21,7 @@ from mood_eval.verdicts import KeptVerdicts
 from mood_infer import __version__
 from mood_infer.grid import Grid
 from mood_infer.memory import CPU_PAIR_VOXELS, Room
-from mood_infer.predictor import Device, Predictor
+from mood_infer.predictor import Device, Predictor, Speed
 from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D
 from mood_infer.weights import Manifest
@@ -55,6 +55,7 @@ def evaluate_members(
     device: Device = "auto",
     report: Report | None = None,
     keep: Path | None = None,
+    speed: Speed = "exact",
 ) -> MemberTable:
     """Score all cases of a recipe with each member alone and with all of them.
 
@@ -65,11 +66,12 @@ def evaluate_members(
         device: where the networks run.
         report: see :func:`judge_cases`.
         keep: folder for what each case gave, from which a run that was cut off goes on.
+        speed: ``fast`` judges the networks that run then in place of the members.
 
     Raises:
         UserError: a scan or the weights cannot be used, or what is kept in the folder is of others.
     """
-    predictor = Remembering.load(recipe.region, weights, device)
+    predictor = Remembering.load(recipe.region, weights, device, speed=speed)
     files = [member.file for member in predictor.manifest.members]
     rows = {file: [file] for file in files} | _means(predictor.manifest)
     verdicts = KeptVerdicts(keep, _plan(scans, recipe, predictor)) if keep else None
@@ -79,7 +81,7 @@ def evaluate_members(
     summaries = {name: summarise(part, index) for name, part in judged.items()}
     others = {name: part for name, part in judged.items() if name != ENSEMBLE}
     gains = pixel_gains(judged[ENSEMBLE], others, index)
-    return MemberTable(index=index, rows=summaries, weights=predictor.manifest.digest(), gains=gains)
+    return MemberTable(index=index, rows=summaries, weights=predictor.digest, gains=gains)
 
 
 def _plan(scans: Sequence[Path], recipe: Recipe, predictor: Predictor) -> dict[str, object]:
@@ -161,10 +163,10 @@ class Remembering(Predictor):
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
-    ) -> tuple[Tensor, float]:
-        scores, empty = super()._member(number, body, air, overlap, progress, room)
+    ) -> tuple[Tensor, float, float]:
+        scores, empty, seconds = super()._member(number, body, air, overlap, progress, room)
         self._maps[self.manifest.members[number].file] = self._weights[number], scores.numpy(), empty
-        return scores, empty
+        return scores, empty, seconds
 
     def _batch(self) -> int:
         # few windows of a case are new, and a lone one costs as much as two

@@ -1,6 +1,6 @@
 """From a map to one score a scan: which rule orders scans best (paper, section 2.4: the mean of 100 voxels).
 
-The rules are compared on one half of the cases, so that the best of them can be told on the other half.
+The rules are compared on the cases of every other scan, so that the best of them can be told on the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from mood_eval.average_precision import average_precision, merge
 from mood_eval.baselines import Baselines
 from mood_eval.members import Remembering
-from mood_eval.ranking import draw_lists, list_precisions
+from mood_eval.ranking import bootstrap_gains
 from mood_eval.summary import count_samples
 from mood_eval.table import Report, make_all, markdown_table
 from mood_eval.validation_set import HEALTHY, Case, Made, Recipe
+from mood_infer.errors import UserError
 from mood_infer.scores import TOP_VOXELS, mean_of_top, sample_score
 from mood_infer.volume import Array3D
 
@@ -46,7 +48,7 @@ class RuleRow(BaseModel):
         chosen_on: sample AP on the half that may be chosen on.
         told_on: on the other half.
         gain: of the latter over the paper's rule.
-        low, high: the 95 % interval of the gain, over bootstrapped cases of that half.
+        low, high: the 95 % interval of the gain, see :func:`mood_eval.ranking.bootstrap_gains`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,16 +96,17 @@ def compare_rules(
         report: called before each case with the case, its position from 1, and the number of cases.
 
     Raises:
-        UserError: a scan cannot be used.
+        UserError: a scan cannot be used, or there is only one.
     """
+    if len(scans) < 2:
+        raise UserError("comparing rules takes two scans or more, some to choose on and others to tell of")
     scores: dict[str, list[float]] = {name: [] for name in (*RULES, FUSED)}
     cases: list[Case] = []
     for made in make_all(scans, recipe, report):
         cases.append(made.case)
         for name, value in _score(made, predictor, baselines).items():
             scores[name].append(value)
-    anomalous = np.array([case.kind != HEALTHY for case in cases])
-    return table_of({name: np.array(values) for name, values in scores.items()}, anomalous, halves(cases))
+    return table_of({name: np.array(values) for name, values in scores.items()}, cases)
 
 
 def _score(made: Made, predictor: Remembering, baselines: Baselines) -> dict[str, float]:
@@ -114,39 +117,33 @@ def _score(made: Made, predictor: Remembering, baselines: Baselines) -> dict[str
     return scored | {FUSED: scored[PAPER] + baselines.score(made)[HISTOGRAM].sample}
 
 
-def halves(cases: Sequence[Case]) -> NDArray[np.bool_]:
-    """True for the cases to be told: every other one of each kind, in the order of their numbers."""
-    told = np.zeros(len(cases), bool)
-    seen: dict[str, int] = {}
-    for place in sorted(range(len(cases)), key=lambda place: cases[place].number):
-        kind = cases[place].kind
-        seen[kind] = seen.get(kind, 0) + 1
-        told[place] = seen[kind] % 2 == 0
-    return told
+def is_told(cases: Sequence[Case]) -> NDArray[np.bool_]:
+    """True for the cases to be told: those of every other scan, so that none is in both halves."""
+    _, of_case = np.unique([case.source for case in cases], return_inverse=True)
+    return of_case % 2 == 1
 
 
-def table_of(
-    scores: Mapping[str, NDArray[np.float64]], anomalous: NDArray[np.bool_], told: NDArray[np.bool_]
-) -> RuleTable:
+def table_of(scores: Mapping[str, NDArray[np.float64]], cases: Sequence[Case]) -> RuleTable:
     """Sample AP of each rule on both halves.
 
     Args:
         scores: name of the rule to (cases,) scores; the paper's among them.
-        anomalous: (cases,) which of them have an anomaly.
-        told: (cases,) which half each is in.
+        cases: what was scored.
     """
-    lists = draw_lists(int(told.sum()), RUNS, None, 0)
-    lists = lists[(lists @ anomalous[told] > 0)]
-    once = np.ones((1, int(told.sum()))), np.ones((1, int((~told).sum())))
-    spread, values = {}, {}
-    for name, all_scores in scores.items():
-        counts = count_samples(all_scores[told], anomalous[told])
-        rest = count_samples(all_scores[~told], anomalous[~told])
-        spread[name] = list_precisions(counts, lists)
-        values[name] = list_precisions(rest, once[1])[0], list_precisions(counts, once[0])[0]
+    anomalous = np.array([case.kind != HEALTHY for case in cases])
+    told = is_told(cases)
+    sources = [case.source for case, kept in zip(cases, told, strict=True) if kept]
+    counts = {name: count_samples(values[told], anomalous[told]) for name, values in scores.items()}
+    paper = average_precision(merge(counts[PAPER]))
     rows = {}
-    for name, (chosen_on, told_on) in values.items():
-        low, high = np.percentile(spread[name] - spread[PAPER], [2.5, 97.5])
-        gain = told_on - values[PAPER][1]
-        rows[name] = RuleRow(chosen_on=chosen_on, told_on=told_on, gain=gain, low=low, high=high)
+    for name, values in scores.items():
+        spread = bootstrap_gains(counts[name], {PAPER: counts[PAPER]}, RUNS, scans=sources)[PAPER]
+        told_on = average_precision(merge(counts[name]))
+        rows[name] = RuleRow(
+            chosen_on=average_precision(merge(count_samples(values[~told], anomalous[~told]))),
+            told_on=told_on,
+            gain=told_on - paper,
+            low=spread.low,
+            high=spread.high,
+        )
     return RuleTable(rows=rows, cases=int(told.sum()))

@@ -161,10 +161,10 @@ def predict(
             console.print(f"scans: {len(scans)}, networks: {networks}, on: {predictor.device}")
         with Log(console, bar=share.alone) as log:
             outcomes = job.run(scans, log, share)
-        if pages is not None:
-            pages.close(predictor, outcomes)
         counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
         console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if pages is not None:  # after all processes are done: one that ends with an error ends the others
+        pages.close(predictor, outcomes)
     if counts[State.FAILED]:
         raise typer.Exit(EXIT_SOME_FAILED)
 

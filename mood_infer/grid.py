@@ -102,8 +102,11 @@ def resample(array: Array3D, source: Grid, target: Grid) -> Array3D:
     residue[order, np.arange(3)] = 0
     if sorted(order) != [0, 1, 2] or np.abs(residue).max() > 1e-5:
         raise ValueError("the axes of the two grids are not parallel")
-    tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order)))
-    for axis in range(3):
+    turned = array.transpose(order)
+    # as scans lie in memory no copy is made: one of a large CT takes longer than all the rest
+    slowest_first = np.argsort([-abs(stride) for stride in turned.strides], kind="stable")
+    tensor = torch.from_numpy(np.ascontiguousarray(turned.transpose(slowest_first)))
+    for axis in slowest_first:
         start, count = to_source[order[axis], 3], array.shape[order[axis]]
         weights = _line_weights(count, start + steps[axis] * np.arange(target.shape[axis]))
         if weights is not None:
@@ -111,7 +114,7 @@ def resample(array: Array3D, source: Grid, target: Grid) -> Array3D:
             tensor = torch.tensordot(tensor, weights, dims=([0], [1]))
         else:
             tensor = tensor.permute(1, 2, 0)
-    return tensor.contiguous().numpy()
+    return tensor.permute(*np.argsort(slowest_first).tolist()).contiguous().numpy()
 
 
 def axes_in_ras(array: Array3D, affine: Affine) -> tuple[Array3D, Spacing]:

@@ -3,6 +3,7 @@
 Scans already in [0,1], as the challenge hands them out, pass untouched (paper, section 3.1).
 """
 
+import math
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from mood_infer.volume import Array3D
 
 DARKEST_TISSUE = 1e-3
 HU_LIKE = -100.0  # below this lies the air of a CT; of MR at most what a spline adds beside an edge
+MOST_HU = 2**15  # what files of CT can hold
 FEW = 0.05  # share of the voxels that may lie where they should not
 FILLED = 0.95  # share of the voxels above 0 that no stripped head reaches, however closely it is cut
 AIR_BELOW = -200.0  # HU: lungs, gas in bowels and what is around a body
@@ -82,18 +84,26 @@ class CurveRule(BaseModel):
             raise ValueError("hu and value need the same number of points, at least two")
         if np.any(np.diff(self.hu) <= 0) or np.any(np.diff(self.value) < 0):
             raise ValueError("hu must rise and value must not fall")
+        if self.hu[0] < -MOST_HU or self.hu[-1] > MOST_HU:
+            raise ValueError(f"hu must lie within {MOST_HU} of 0, as all CT does")
         if self.value[0] < 0 or self.value[-1] > 1:
             raise ValueError("value must lie in [0,1]")
         return self
 
     def apply(self, array: Array3D) -> Array3D:
         """(X, Y, Z) HU to [0,1]; beyond the ends of the curve its end values hold."""
-        scaled = np.empty_like(array, np.float32)
+        inside = np.clip(array, self.hu[0], self.hu[-1])
+        first, last = math.floor(self.hu[0]), math.ceil(self.hu[-1])
+        # most CTs hold whole numbers: looked up they are as exact and seven times as fast
+        table = self._at(np.arange(first, last + 1)).astype(np.float32)
         slowest = int(np.argmax(array.strides))
-        slabs = (np.moveaxis(one, slowest, 0) for one in (scaled, array))
-        for part, slab in zip(*slabs, strict=True):  # not all at once: NumPy interpolates in float64
-            part[:] = np.interp(slab, self.hu, self.value)
-        return scaled
+        for slab in np.moveaxis(inside, slowest, 0):  # not all at once: NumPy interpolates in float64
+            places = slab.astype(np.int32)
+            slab[:] = table[places - first] if np.array_equal(places, slab) else self._at(slab)
+        return inside
+
+    def _at(self, hu: NDArray[np.float32 | np.int64]) -> NDArray[np.float64]:
+        return np.interp(hu, self.hu, self.value)
 
     def doubts(self, array: Array3D) -> tuple[str, ...]:
         """Why a scan may be no CT in Hounsfield units, which has air as well as tissue; not one in [0,1]."""

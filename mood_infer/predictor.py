@@ -266,29 +266,29 @@ class Predictor:
         total, outside, weights, used = torch.zeros(body.shape), 0.0, 0.0, 0
         count, members = count_windows(body.shape, self._manifest.window, overlap), len(self._networks)
         for number, weight in enumerate(self._weights):
-            started = self._clock()
             tell = partial(_tell, progress, number * count, members * count) if progress else None
-            scores, empty = memory.attempt(partial(self._member, number, body, air, overlap, tell))
+            scores, empty, seconds = memory.attempt(partial(self._member, number, body, air, overlap, tell))
             total.add_(scores, alpha=weight)
             del scores  # before the next member makes its own
             outside += weight * empty
             weights += weight
             used += 1
-            now = self._clock()
-            if now + (now - started) > end:
+            if self._clock() + seconds > end:
                 break
         return total.div_(weights).clamp_(0, 1), min(outside / weights, 1.0), used
 
     def _member(
         self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
-    ) -> tuple[Tensor, float]:
-        """One member's blended map of the body, on the CPU, and its score for empty background."""
+    ) -> tuple[Tensor, float, float]:
+        """One member's map of the body, on the CPU, its score for empty background, and how long it took."""
+        started = self._clock()
         window, sigma = self._manifest.window, self._manifest.sigma
         score, shift = self._scorer(number, room), self._shift(number)
         blended = slide(body.to(room.keep), window, overlap, sigma, score, room.batch, progress, shift)
         empty = score(torch.full((1, 1, window, window, window), air, device=room.keep))[0, 0]
         weights = cube_weights(window, sigma).to(room.keep)
-        return blended.cpu(), float((empty * weights).sum() / weights.sum())
+        outside = float((empty * weights).sum() / weights.sum())
+        return blended.cpu(), outside, self._clock() - started
 
     def _shift(self, number: int) -> tuple[float, float, float]:
         if self._speed == "exact":

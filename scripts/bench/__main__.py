@@ -2,10 +2,11 @@
 
 ``scripts/bench.sh [--quick] [--sizes SIZE ...] [--members N ...] [--preset NAME] [--runs N] [--json FILE]``
 
-Prints a Markdown table of medians. "peer" and "end to end" are processes of their own, start of Python
-included, and their peak is of resident memory; the stages and the floor are timed inside one process, and the
-windows' peak is a GPU's, where there is one. Below it, the average precision of 100 million voxels:
-scikit-learn is the peer, seconds are of one core, and the peak is what a process took beyond the two arrays.
+Without sizes, members and preset it times what the README's table has, over an hour a run. Prints a Markdown
+table of medians. "peer" and "end to end" are processes of their own, start of Python included, and their peak
+is of resident memory; the stages and the floor are timed inside one process, and the windows' peak is a
+GPU's, where there is one. Below it, the average precision of 100 million voxels: scikit-learn is the peer,
+seconds are of one core, and the peak is what a process took beyond the two arrays.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from cases import ROOT, Size, largest_difference, make_scan, make_weights
+from cases import ROOT, Case, Size, choose_cases, largest_difference, make_scan, make_weights
 
 from mood_infer.predictor import format_name, reduced_precision
 from mood_infer.weights import read_manifest
@@ -34,8 +35,6 @@ from mood_infer.weights import read_manifest
 Result = TypeVar("Result")
 
 HERE = Path(__file__).parent
-SIZES = tuple(map(Size.parse, ("160x180x150", "256", "512x512x400@0.75")))
-MEMBERS = (1, 2, 10)
 PAIR = 2  # networks, a hard and a smooth one, of which --speed fast saves none
 COUNTED = 100_000_000  # voxels of the average precision
 AS_TORCH = {"THP_MEM_ALLOC_ENABLE": "0"}  # its default, which importing mood_infer changes
@@ -87,10 +86,9 @@ def apart(work: Callable[..., Result], *arguments: object) -> Result:
         return pool.submit(work, *arguments).result()
 
 
-def bench(
-    folder: Path, size: Size, members: int, preset: str, runs: int, with_peer: bool
-) -> tuple[list[Row], float | None]:
-    """The rows of one scan and ensemble, and the largest difference between the peer's map and ours."""
+def bench(folder: Path, case: Case, runs: int) -> tuple[list[Row], float | None]:
+    """The rows of one case, and the largest difference between the peer's map and ours."""
+    size, members, preset = case.size, case.members, case.preset
     scan, weights = folder / "scan.nii.gz", folder / "weights" / size.region
     apart(make_scan, scan, size)
     make_weights(folder / "weights", size.region, members, preset)
@@ -98,7 +96,7 @@ def bench(
     options = ["--region", size.region, "--mode", "pixel", "--weights", weights, "--overwrite"]
     peer, whole, fast, start = [], [], [], []
     for _ in range(runs):  # in turns, so that a busy moment does not hit one of them alone
-        if with_peer:
+        if case.with_peer:
             peer.append(run(HERE / "peer.py", scan, theirs, weights, settings=AS_TORCH))
         whole.append(run("-m", "mood_infer", "predict", scan, ours, *options))
         if members > PAIR and preset == "compact":  # random ones are not alike: none would be saved either
@@ -124,7 +122,7 @@ def bench(
     rows = [ended(what, ends) for what, ends in processes.items() if ends]
     rows += [row(stage, seconds, gpu.get(stage)) for stage, seconds in inside.items()]
     rows.append(row("floor", floor))
-    if not with_peer:
+    if not case.with_peer:
         return rows, None
     return rows, apart(largest_difference, theirs / scan.name, ours / scan.name)
 
@@ -174,7 +172,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Time all sizes with all numbers of members."""
+    """Time all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small size, 1 and 2 members, once")
     parser.add_argument(
@@ -184,7 +182,7 @@ def main() -> None:
         help="a CT where a spacing is given, else a brain",
     )
     parser.add_argument("--members", nargs="+", type=int)
-    parser.add_argument("--preset", choices=("compact", "reference"), default="compact")
+    parser.add_argument("--preset", choices=("compact", "reference"), help="compact, unless told")
     parser.add_argument("--runs", type=int)
     parser.add_argument(
         "--peer-members",
@@ -197,24 +195,21 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    sizes = options.sizes or (SIZES[:1] if options.quick else SIZES)
-    counts = options.members or (MEMBERS[:2] if options.quick else MEMBERS)
+    cases = choose_cases(options.quick, options.sizes, options.members, options.preset, options.peer_members)
     runs = options.runs or (1 if options.quick else 3)
     print(f"{processor()}, {os.cpu_count()} CPU cores, {runs} runs\n")
     print("| what was timed | seconds | of the peer | of the floor | peak MB | M voxels/s |")
     print("|---|---|---|---|---|---|", flush=True)
     rows: list[Row] = []
     differences = []
-    for size in sizes:
-        for members in counts:
-            with tempfile.TemporaryDirectory() as folder:
-                with_peer = members <= options.peer_members
-                made, difference = bench(Path(folder), size, members, options.preset, runs, with_peer)
-            print(table(made, int(np.prod(size.shape))), flush=True)
-            if difference is not None:
-                differences.append(difference)
-            rows += made
-            write(rows, options.json)
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            made, difference = bench(Path(folder), case, runs)
+        print(table(made, int(np.prod(case.size.shape))), flush=True)
+        if difference is not None:
+            differences.append(difference)
+        rows += made
+        write(rows, options.json)
     if options.voxels:
         counted = bench_average_precision(options.voxels, runs)
         print(table(counted, options.voxels))

@@ -3,6 +3,7 @@
 import itertools
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,43 @@ class Size:
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
         return f"{shape} brain" if self.spacing is None else f"{shape} CT at {self.spacing:g} mm"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed together: a scan and an ensemble, and whether the peer, which takes longest, is too."""
+
+    size: Size
+    members: int
+    preset: str = "compact"
+    with_peer: bool = True
+
+
+SMALL, LARGE, CT = map(Size.parse, ("160x180x150", "256", "512x512x400@0.75"))
+MEMBERS = (1, 2, 10)
+README = (
+    *(Case(size, members) for size in (LARGE, SMALL) for members in MEMBERS),
+    Case(SMALL, 1, "reference"),
+    Case(CT, 1),
+    Case(CT, 10, with_peer=False),  # the peer's ten take as long as the rest of the table
+)
+
+
+def choose_cases(
+    quick: bool,
+    sizes: Sequence[Size] | None,
+    members: Sequence[int] | None,
+    preset: str | None,
+    peer_members: int,
+) -> Sequence[Case]:
+    """What the options ask for; those of the README's table where they ask for nothing."""
+    if not (quick or sizes or members or preset):
+        return README
+    return [
+        Case(size, count, preset or "compact", count <= peer_members)
+        for size in sizes or ((SMALL,) if quick else (LARGE, SMALL, CT))
+        for count in members or (MEMBERS[:2] if quick else MEMBERS)
+    ]
 
 
 def make_scan(path: Path, size: Size) -> None:

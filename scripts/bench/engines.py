@@ -77,6 +77,9 @@ def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named
     yield "norms folded, channels last, 2 at once: ours in float32", 2, in_layout(last)
     for count in (1, 4, 8):
         yield f"ours, {count} at once", count, in_layout(last)
+    for threads in sorted({1, 2 * torch.get_num_threads()}):
+        yield f"ours, {threads} threads", 2, with_threads(in_layout(last), threads)
+    yield "ours, without oneDNN", 2, without_onednn(in_layout(last))
     traced = torch.jit.freeze(torch.jit.trace(last, example[:2]))
     yield "ours, torch.jit, frozen", 2, in_layout(traced)
     yield (
@@ -94,6 +97,30 @@ def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named
             return last(windows)
 
     yield f"ours, 1 at once, {format_name(half)}", 1, in_layout(in_half)
+
+
+def with_threads(way: Way, threads: int) -> Way:
+    """The same on another number of CPU threads."""
+    usual = torch.get_num_threads()
+
+    def run(windows: Tensor) -> Tensor:
+        torch.set_num_threads(threads)
+        try:
+            return way(windows)
+        finally:
+            torch.set_num_threads(usual)
+
+    return run
+
+
+def without_onednn(way: Way) -> Way:
+    """The same by torch's own convolutions."""
+
+    def run(windows: Tensor) -> Tensor:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return way(windows)
+
+    return run
 
 
 def openvino_ways(folded: Logits, calibration: Tensor) -> Iterator[Named]:

@@ -5,10 +5,11 @@ for the rest.
 
 The same cases for all settings, made in memory from normal scans that no member was trained on. "averages":
 one network for all members with the same edges and like weights, as with ``--speed fast``. "shared": all
-networks look at the same windows, as with ``--speed exact``; "staggered": each has its own. "whole grid" is
-as in the paper, windows over the air around the body too, and in float32 it is what MONAI's inferer would
-compute ("peer" among the ways). The seconds are those of preparation and prediction, summed over the cases;
-settings take turns on each case.
+networks look at the same windows, as with ``--speed exact``; "staggered": each has its own, of which the
+inner ones move within what is free; "moved": the whole grid of each does, by its share of a step, which takes
+more windows, as some reach beyond the body. "whole grid" is as in the paper, windows over the air around the
+body too, and in float32 it is what MONAI's inferer would compute ("peer" among the ways). The seconds are
+those of preparation and prediction, summed over the cases; settings take turns on each case.
 """
 
 import argparse
@@ -17,15 +18,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from mood_eval.split import judge_scans
 from mood_eval.summary import summarise
 from mood_eval.table import Scored, judge_cases
 from mood_eval.validation_set import Made, Recipe, one_each
 from mood_infer.challenge import Region, find_scans
-from mood_infer.predictor import MARGIN, Precision, Predictor, Speed, reduced_precision
+from mood_infer.memory import Room
+from mood_infer.predictor import MARGIN, STAGGER, Precision, Predictor, Speed, reduced_precision
+from mood_infer.windows import Progress
 from mood_train.folds import read_split
 
 PAPER = 0.5  # overlap
@@ -39,21 +45,21 @@ class Setting:
 
     Attributes:
         networks: exact: the members; fast: their averages.
-        windows: exact: shared by the networks; fast: staggered.
+        windows: exact: shared by the networks; fast: staggered; see above.
         overlap: of neighbouring windows, share of their side.
         margin: around the body, in windows.
         precision: auto is 16 bits where the processor is fast at that.
     """
 
     networks: Speed = "exact"
-    windows: Speed = "exact"
+    windows: Speed | Literal["moved"] = "exact"
     overlap: float = PAPER
     margin: float = MARGIN
     precision: Precision = "auto"
 
     def __str__(self) -> str:
         who = "averages" if self.networks == "fast" else "members"
-        how = "staggered" if self.windows == "fast" else "shared"
+        how = {"exact": "shared", "fast": "staggered"}.get(self.windows, self.windows)
         where = ", whole grid" if self.margin == WHOLE else ""
         kind = ", float32" if self.precision == "float32" else ""
         return f"{who}, {how} {self.overlap:g}{where}{kind}"
@@ -63,11 +69,13 @@ EXACT = Setting()
 PEER = (Setting(margin=WHOLE, precision="float32"), Setting(margin=WHOLE))
 SHARED = tuple(Setting(overlap=overlap) for overlap in OVERLAPS)
 STAGGERED = tuple(Setting(windows="fast", overlap=overlap) for overlap in OVERLAPS)
+MOVED = tuple(Setting(windows="moved", overlap=overlap) for overlap in OVERLAPS[2:])  # else nothing is saved
 AVERAGES = (Setting("fast"), *(Setting("fast", "fast", overlap) for overlap in OVERLAPS))
 WAYS = {
     "peer": PEER,
     "shared": SHARED,
     "staggered": STAGGERED,
+    "moved": MOVED,
     "averages": AVERAGES,
     "fast": (Setting("fast", "fast"),),
 }
@@ -84,12 +92,33 @@ class Row:
     sample_ap: float | None
 
 
+class Moving(Predictor):
+    """A predictor that can move the whole grid of windows of each member."""
+
+    moves = False
+
+    def _member(
+        self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
+    ) -> tuple[Tensor, float, float]:
+        if not self.moves:
+            return super()._member(number, body, air, overlap, progress, room)
+        window = self.manifest.window
+        step = max(1, round(window * (1 - overlap)))
+        before = [int(number * share % 1 * step) for share in STAGGER]
+        after = [(window - b - n) % step for b, n in zip(before, body.shape, strict=True)]
+        around = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+        larger = functional.pad(body, around, value=air)
+        scores, empty, seconds = super()._member(number, larger, air, overlap, progress, room)
+        inner = tuple(slice(b, b + n) for b, n in zip(before, body.shape, strict=True))
+        return scores[inner], empty, seconds
+
+
 def compare(
     scans: list[Path], recipe: Recipe, weights: Path | None, settings: Sequence[Setting]
 ) -> list[Row]:
     """Judge all settings on all cases."""
     predictors = {
-        (precision, networks): Predictor.load(recipe.region, weights, precision=precision, speed=networks)
+        (precision, networks): Moving.load(recipe.region, weights, precision=precision, speed=networks)
         for precision, networks in {(setting.precision, setting.networks) for setting in settings}
     }
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -98,7 +127,9 @@ def compare(
         scored = {}
         for setting in settings:
             predictor = predictors[setting.precision, setting.networks]
-            predictor.place_windows(setting.overlap, setting.windows, setting.margin)
+            predictor.moves = setting.windows == "moved"
+            shared_or_fast = "fast" if setting.windows == "fast" else "exact"
+            predictor.place_windows(setting.overlap, shared_or_fast, setting.margin)
             result = predictor.predict(made.image)
             seconds[str(setting)].append(result.seconds)
             scored[str(setting)] = Scored(result.working, result.grid, result.sample_score)

@@ -1,4 +1,4 @@
-"""Several processes in one container share a folder, as the reference page has it for Kubernetes."""
+"""Several processes in one container share a folder, as the README has it for Kubernetes."""
 
 from collections.abc import Callable
 from pathlib import Path

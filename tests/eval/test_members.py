@@ -1,5 +1,6 @@
 """Each member and their mean on the same cases."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,26 @@ def test_each_mean_is_of_the_members_themselves(
     total = merge(ScoreCounts.of(one.scores, made.label) for one, made in zip(maps, cases, strict=True))
     assert row.pixel_ap == pytest.approx(average_precision(total), rel=1e-3)
     assert row.dice_threshold == pytest.approx(best_dice(total).threshold, rel=2e-3)
+
+
+def test_fast_judges_the_averages(scans: Path, make_weights: Callable[..., Path], tmp_path: Path) -> None:
+    """Two hard twins, and a smooth member, on windows of their own."""
+    folder = make_weights(tmp_path / "weights", count=3, smooth=[2])
+    manifest = read_manifest(folder / "brain")
+    first, second, soft = manifest.members
+    shutil.copy(folder / "brain" / first.file, folder / "brain" / second.file)
+    twin = second.model_copy(update={"sha256": first.sha256})
+    write_manifest(folder / "brain", manifest.with_members((first, twin, soft)))
+    paths = find_scans(scans)
+    table = evaluate_members(paths, RECIPE, folder, "cpu", speed="fast")
+    predictor = Predictor.load(Region.BRAIN, folder, "cpu", speed="fast")
+    files = [member.file for member in predictor.manifest.members]
+    assert len(files) == 2 and list(table.rows) == [*files, ENSEMBLE]
+    cases = _all_cases(paths)
+    maps = [predictor.predict(made.image) for made in cases]
+    total = merge(ScoreCounts.of(one.scores, made.label) for one, made in zip(maps, cases, strict=True))
+    assert table.rows[ENSEMBLE].pixel_ap == pytest.approx(average_precision(total), rel=1e-3)
+    assert table.weights == predictor.digest != read_manifest(folder / "brain").digest()
 
 
 def test_cases_of_a_scan_share_its_windows_and_forget_those_of_an_anomaly(

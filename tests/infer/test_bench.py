@@ -38,6 +38,21 @@ def test_sizes_are_read_and_named() -> None:
         cases.Size.parse("256x256")
 
 
+def test_without_options_the_table_of_the_readme_is_timed() -> None:
+    table = cases.choose_cases(False, None, None, None, 99)
+    sizes = {str(case.size) for case in table}
+    assert sizes == {"256x256x256 brain", "160x180x150 brain", "512x512x400 CT at 0.75 mm"}
+    assert [case.members for case in table if str(case.size).startswith("256")] == [1, 2, 10]
+    assert {case.preset for case in table} == {"compact", "reference"}
+    quick = cases.choose_cases(True, None, None, None, 99)
+    assert [(str(case.size), case.members) for case in quick] == [("160x180x150 brain", n) for n in (1, 2)]
+    asked = cases.choose_cases(False, [cases.Size.parse("64")], [3, 4], "reference", 3)
+    assert [(case.members, case.preset, case.with_peer) for case in asked] == [
+        (3, "reference", True),
+        (4, "reference", False),
+    ]
+
+
 def test_fitting_keeps_the_middle() -> None:
     array = np.arange(5 * 4 * 3, dtype=np.float32).reshape(5, 4, 3)
     fitted = cases.fit(array, (3, 6, 3))

@@ -86,9 +86,15 @@ def test_a_ramp_survives_on_oblique_grids(
 @pytest.mark.parametrize(
     "affine", [oblique((0.9, 0.7, 3.1)), oriented((2, 0, 1), (-1, 1, -1), (0.6, 1.7, 5.0))]
 )
-def test_equals_scipy_on_the_same_coordinates(affine: np.ndarray) -> None:
+@pytest.mark.parametrize("layout", [*permutations(range(3)), None])
+def test_equals_scipy_on_the_same_coordinates(affine: np.ndarray, layout: tuple[int, ...] | None) -> None:
+    """However the axes of the array lie in memory; without a layout it lies backwards."""
     scan = Grid((19, 22, 11), affine)
     array = np.random.default_rng(0).random(scan.shape, dtype=np.float32)
+    if layout is None:
+        array = np.flip(np.flip(array).copy())
+    else:
+        array = np.ascontiguousarray(array.transpose(layout)).transpose(np.argsort(layout))
     working = working_grid(scan, 1.0)
     there = resample(array, scan, working)
     for result, source, target, values in (

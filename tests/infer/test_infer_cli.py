@@ -329,10 +329,10 @@ def test_the_run_scripts_limit_the_time_unless_told(
     assert record["settings"]["time_limit"] == limit
 
 
-def test_the_jobs_of_the_reference_page_are_commands_of_ours(scans: Path, tmp_path: Path) -> None:
+def test_the_readme_s_jobs_are_commands_of_ours(scans: Path, tmp_path: Path) -> None:
     """For Slurm and for Kubernetes, whose job is YAML with all that an indexed one needs."""
     yaml = pytest.importorskip("yaml")
-    page = (ROOT / "docs" / "container.md").read_text().split("### Several processes and machines")[1]
+    page = (ROOT / "README.md").read_text().split("## Several GPUs, several machines")[1]
     slurm, kubernetes = (textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", page, re.M)[1:3])
     job = yaml.safe_load(kubernetes)
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")

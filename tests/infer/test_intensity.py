@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,6 +113,23 @@ def test_the_curve_at_its_points_and_between() -> None:
     np.testing.assert_allclose(to_unit(hu, CurveRule()).ravel(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("hu", [CurveRule().hu, (-1000.5, -3.25, 7.5, 0.75, 1999.5)])
+def test_looked_up_whole_numbers_are_as_interpolated_ones(
+    order: Literal["C", "F"], hu: tuple[float, ...]
+) -> None:
+    """With slabs of whole numbers, slabs of others and slabs of both, in a scan that is left as it was."""
+    rule = CurveRule(hu=tuple(sorted(hu)), value=(0, 0.15, 0.25, 0.75, 0.9, 1)[-len(hu) :])
+    random = np.random.default_rng(0)
+    array = random.integers(-1500, 3500, (7, 8, 9)).astype(np.float32)
+    array[2], array[:, :, 4], array[5, 5, 5] = array[2] + 0.25, random.normal(0, 900, (7, 8)), -900.5
+    array = np.asarray(array, order=order)
+    before = array.copy()
+    expected = np.interp(array, rule.hu, rule.value).astype(np.float32)
+    assert np.array_equal(rule.apply(array), expected)
+    assert np.array_equal(array, before)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -118,6 +137,7 @@ def test_the_curve_at_its_points_and_between() -> None:
         {"name": "hu-curve", "hu": [0, 1], "value": [1, 0]},
         {"name": "hu-curve", "hu": [0, 1], "value": [0, 2]},
         {"name": "hu-curve", "hu": [0], "value": [0]},
+        {"name": "hu-curve", "hu": [0, 1e9], "value": [0, 1]},
         {"name": "mr-quartiles", "median_to": 1.5},
         {"name": "percentile"},
     ],

@@ -374,7 +374,7 @@ def test_fast_moves_each_members_windows_by_its_own_share(
 
 
 def test_ten_members_stand_apart() -> None:
-    """No two of ten members have windows at the same place along an axis, and they fill the step."""
+    """No two of ten members are moved by the same share of what is free along an axis, and they fill it."""
     for share in STAGGER:
         places = sorted(number * share % 1 for number in range(10))
         gaps = np.diff([*places, 1])
@@ -536,6 +536,28 @@ def test_less_memory_gives_the_same_map(failures: int, weights: Path, scan: Volu
     assert result.complete
     np.testing.assert_allclose(result.working, plain, atol=1e-6)
     assert predictor.predict(scan).warnings == ()  # the next scan is tried as usual
+
+
+class Late(Timed):
+    """Its first member runs out of memory after a while."""
+
+    failures = 1
+
+    def _member(self, *arguments: Any) -> tuple[Tensor, float, float]:
+        if self.failures:
+            self.failures -= 1
+            self._clock.now += 50
+            raise NO_MEMORY[0]
+        return super()._member(*arguments)
+
+
+def test_time_lost_for_memory_is_not_taken_for_a_member_s(ten: Path, small: Volume) -> None:
+    """8 s to see how long a window takes, 50 lost, 7 for each member: the second fits, the third does not."""
+    predictor = Late.load(Region.BRAIN, ten, "cpu", precision="float32", time_limit=75, clock=Ticks())
+    accelerator = torch.device("cpu", 0)
+    predictor._room = Room(accelerator, accelerator, 4, 2)
+    result = predictor.predict(small)
+    assert len(result.members) == 2 and result.seconds == 8 + 50 + 2 * 7
 
 
 def test_an_error_of_another_kind_is_not_tried_again(
