@@ -55,7 +55,8 @@ def test_no_scan_is_in_both_halves_and_whole_scans_are_drawn() -> None:
     cases = cases_of(anomalous, 10)
     told = is_told(cases)
     sources = [
-        {case.source for case, kept in zip(cases, told, strict=True) if kept is of} for of in (True, False)
+        {case.source for case, kept in zip(cases, told, strict=True) if bool(kept) is of}
+        for of in (True, False)
     ]
     assert not sources[0] & sources[1] and len(sources[0]) == len(sources[1]) == 5
     # cases of a scan that are copies of one another tell no more than one of them
