@@ -8,11 +8,13 @@ guess. On the way there the last sample may lie up to one working voxel outside 
 there the line is continued.
 """
 
+import math
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 import torch
+from torch import Tensor
 
 from mood_infer.volume import Affine, Array3D
 
@@ -104,17 +106,24 @@ def resample(array: Array3D, source: Grid, target: Grid) -> Array3D:
         raise ValueError("the axes of the two grids are not parallel")
     turned = array.transpose(order)
     # as scans lie in memory no copy is made: one of a large CT takes longer than all the rest
-    slowest_first = np.argsort([-abs(stride) for stride in turned.strides], kind="stable")
+    slowest_first = np.argsort([-abs(stride) for stride in turned.strides], kind="stable").tolist()
     tensor = torch.from_numpy(np.ascontiguousarray(turned.transpose(slowest_first)))
-    for axis in slowest_first:
+    for axis in range(3):  # however it lies: the order of the sums is part of the result
         start, count = to_source[order[axis], 3], array.shape[order[axis]]
         weights = _line_weights(count, start + steps[axis] * np.arange(target.shape[axis]))
         if weights is not None:
-            # contracting the first axis and appending the new one: three rounds restore the order
-            tensor = torch.tensordot(tensor, weights, dims=([0], [1]))
-        else:
-            tensor = tensor.permute(1, 2, 0)
+            tensor = _apply_along(tensor, weights, slowest_first.index(axis))
     return tensor.permute(*np.argsort(slowest_first).tolist()).contiguous().numpy()
+
+
+def _apply_along(tensor: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Multiply every line along one of three axes by (new, old) weights; nothing is transposed in memory."""
+    if axis == 2:
+        return tensor @ weights.T
+    shape = list(tensor.shape)
+    lines = tensor.reshape(math.prod(shape[:axis]), shape[axis], -1)
+    shape[axis] = len(weights)
+    return (weights @ lines).reshape(shape)
 
 
 def axes_in_ras(array: Array3D, affine: Affine) -> tuple[Array3D, Spacing]:
