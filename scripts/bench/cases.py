@@ -4,7 +4,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -84,7 +84,8 @@ def choose_cases(
 ) -> Sequence[Case]:
     """What the options ask for; those of the README's table where they ask for nothing."""
     if not (quick or sizes or members or preset):
-        return README
+        limited = ((case, case.with_peer and case.members <= peer_members) for case in README)
+        return [replace(case, with_peer=with_peer) for case, with_peer in limited]
     return [
         Case(size, count, preset or "compact", count <= peer_members)
         for size in sizes or ((SMALL,) if quick else (LARGE, SMALL, CT))

@@ -44,6 +44,10 @@ def test_without_options_the_table_of_the_readme_is_timed() -> None:
     assert sizes == {"256x256x256 brain", "160x180x150 brain", "512x512x400 CT at 0.75 mm"}
     assert [case.members for case in table if str(case.size).startswith("256")] == [1, 2, 10]
     assert {case.preset for case in table} == {"compact", "reference"}
+    assert [case.with_peer for case in table] == [True] * 8 + [False]
+    alone = cases.choose_cases(False, None, None, None, 0)
+    assert [case.size for case in alone] == [case.size for case in table]
+    assert not any(case.with_peer for case in alone)
     quick = cases.choose_cases(True, None, None, None, 99)
     assert [(str(case.size), case.members) for case in quick] == [("160x180x150 brain", n) for n in (1, 2)]
     asked = cases.choose_cases(False, [cases.Size.parse("64")], [3, 4], "reference", 3)
@@ -149,14 +153,34 @@ def test_the_paper_s_setting_is_judged_as_the_ensemble_is(
     weights = make_weights(tmp_path / "weights", smoothing=1.5, context=6.0)
     scans = [make_scan(tmp_path / f"{name}.nii.gz", (76, 70, 48), seed) for seed, name in enumerate("ab")]
     recipe = Recipe(Region.BRAIN, 0, {"healthy": 1, "uniform": 2})
-    settings = (*overlaps.PEER, overlaps.EXACT, *overlaps.STAGGERED, *overlaps.AVERAGES)
+    settings = (*overlaps.PEER, overlaps.EXACT, *overlaps.STAGGERED, *overlaps.MOVED, *overlaps.AVERAGES)
     rows = {row.name: row for row in overlaps.compare(scans, recipe, weights, settings)}
-    assert list(rows) == list(map(str, settings)) and len(rows) == 12
+    assert list(rows) == list(map(str, settings)) and len(rows) == 14
     expected = evaluate_members(scans, recipe, weights).rows[ENSEMBLE]
     assert rows["members, shared 0.5"].pixel_ap == pytest.approx(expected.pixel_ap, abs=2e-3)
     assert rows["members, shared 0.5"].sample_ap == expected.sample_ap
     assert rows["members, shared 0.5"].ratio == 1
     assert rows["members, staggered 0.5"].pixel_ap != rows["members, shared 0.5"].pixel_ap
+
+
+def test_a_moved_grid_begins_before_the_body_and_ends_after_it(
+    make_weights: Callable[..., Path], make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The first member's is not moved: where it just covers the scan, all stays as it is."""
+    folder = make_weights(tmp_path / "weights", count=2)
+    scan = read_volume(make_scan(tmp_path / "scan.nii.gz", (96, 64, 32)))
+
+    def score(members: int, moves: bool) -> Array3D:
+        files = [f"member{number}.safetensors" for number in range(members)]
+        predictor = overlaps.Moving.load(Region.BRAIN, folder, "cpu", files, "float32")
+        predictor.place_windows(0.0, margin=10)
+        predictor.moves = moves
+        return predictor.predict(scan).working
+
+    np.testing.assert_allclose(score(1, True), score(1, False), atol=1e-6)
+    moved, shared = score(2, True), score(2, False)
+    assert moved.shape == shared.shape == (96, 64, 32)
+    assert np.abs(moved - shared).max() > 0.01
 
 
 def test_both_jobs_of_a_folder_write_the_same_maps(tmp_path: Path) -> None:
