@@ -115,7 +115,10 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also draw the scans done now, and write run.json, here."),
+        typer.Option(
+            metavar="DIR",
+            help="Also write run.json here, and draw the scans done now if matplotlib is there.",
+        ),
     ] = None,
 ) -> None:
     """Score scans: for each one a map (pixel), a text file with one number (sample), or both.
@@ -139,7 +142,7 @@ def predict(
     from mood_infer.predictor import Predictor
     from mood_infer.progress import Log
     from mood_infer.ranks import join
-    from mood_infer.report import Report
+    from mood_infer.report import Report, why_no_pictures
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -153,7 +156,9 @@ def predict(
         settings = {"input": source, "output": output, "region": region, "mode": mode, "overwrite": overwrite}
         settings |= {"speed": speed, "time_limit": time_limit, "max_memory": max_memory}
         texts = {name: str(value) for name, value in settings.items()}
-        pages = Report(report, texts, share.record_name).open()
+        if problem := why_no_pictures():
+            console.print(f"warning: no pictures are drawn: {problem}")
+        pages = Report(report, texts, share.record_name, draws=problem is None).open()
     job = Job(predictor, mode, output, overwrite, pages, limit)
     with sole_run(output, share):
         if share.alone:  # so that a log is not empty until the first scan is done

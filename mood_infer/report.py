@@ -46,9 +46,10 @@ def draw(
         A PNG file.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is missing or does not work.
     """
-    check_matplotlib()
+    if problem := why_no_pictures():
+        raise UserError(problem)
     # the figure is drawn without pyplot, whose state is global and whose backend may want a display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -85,39 +86,39 @@ def draw(
     return stream.getvalue()
 
 
-def check_matplotlib() -> None:
-    """Raise :class:`UserError` if pictures cannot be drawn here."""
+def why_no_pictures() -> str | None:
+    """What keeps pictures from being drawn here, and what to do about it; None if nothing does."""
     try:
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        text = "a report needs matplotlib; install it (scripts/setup.sh demo), or leave --report away."
-        raise UserError(text) from error
-    except OSError as error:
-        text = "matplotlib finds no folder to write to; set MPLCONFIGDIR to one or leave --report away."
-        raise UserError(text) from error
+    except ImportError:
+        return "pictures need matplotlib; install it (scripts/setup.sh demo)."
+    except OSError:
+        return "matplotlib finds no folder to write to; set MPLCONFIGDIR to one."
+    return None
 
 
 @dataclass(frozen=True)
 class Report:
-    """A folder with a picture of each scan and ``run.json``, the record of the run.
+    """A folder with ``run.json``, the record of the run, and, where matplotlib works, a picture of each scan.
 
     Attributes:
         folder: made if it is missing.
         settings: what the run was asked to do, for the record.
         record_name: file of the record; one of its own for each of many processes.
+        draws: whether pictures are made.
     """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     record_name: str = "run.json"
+    draws: bool = True
 
     def open(self) -> "Report":
-        """Make the folder and see that pictures can be drawn.
+        """Make the folder.
 
         Raises:
-            UserError: one of the two is not possible.
+            UserError: that is not possible.
         """
-        check_matplotlib()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -126,16 +127,17 @@ class Report:
             ) from error
         return self
 
-    def add(self, scan: Path, anomalies: AnomalyMap) -> Path:
-        """Write the picture of one scan, ``<scan name>.png``.
+    def add(self, scan: Path, anomalies: AnomalyMap) -> None:
+        """Write the picture of one scan, ``<scan name>.png``, if pictures are made.
 
         Raises:
             OSError: it cannot be written.
         """
+        if not self.draws:
+            return
         picture = draw(anomalies.image, anomalies.working, anomalies.grid, scan.name, anomalies.sample_score)
         path = self.folder / f"{scan.name}.png"
         write_atomically(path, lambda partial: _write(partial, picture))
-        return path
 
     def close(self, predictor: Predictor, outcomes: Sequence["Outcome"]) -> Path:
         """Write the record: settings, versions, weights, and what became of each scan.

@@ -9,7 +9,7 @@ from mood_infer.errors import UserError
 from mood_train.checkpoint import CHECKPOINT_NAME
 from mood_train.config import Edges, Preset, RunConfig
 from mood_train.run import Material, Means, is_finished, is_main, train
-from mood_train.start import start_name
+from mood_train.start import read_start, start_name
 
 BASE, SMOOTH_BASE = "base-hard", "base-smooth"
 
@@ -22,7 +22,7 @@ class Job:
         name: of its folder.
         config: what it computes.
         start: what its first weights come from, if anything: a checkpoint, relative to the folder of the
-            runs, or a file given from outside.
+            runs, or a file given from outside, absolute.
     """
 
     name: str
@@ -115,6 +115,9 @@ def train_ensemble(
     Raises:
         UserError: scans, split or checkpoints do not fit.
     """
+    for job in jobs:  # a start that does not fit is told before hours are spent
+        if job.start and job.start.is_absolute() and not (runs / job.name / CHECKPOINT_NAME).exists():
+            read_start(job.start, job.config)
     main = is_main()
     tell = report if main else lambda _: None
     for job in jobs:

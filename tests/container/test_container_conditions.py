@@ -1,5 +1,6 @@
 """One scan under each condition alone, and under all of them: always the same bytes."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,3 +96,23 @@ def test_script_called_directly(image: Image, weights: Path, make_folder: Callab
     script = "/workspace/run_sample_brain.sh"
     image.run(script, "/mnt/data", "/mnt/pred", mounts=mounts, options=HARD, check=True)
     assert 0 <= float((output / f"{NAME}.txt").read_text().splitlines()[0]) <= 1
+
+
+def test_a_report_is_the_record_without_pictures(
+    image: Image, weights: Path, make_folder: Callable[[], Path]
+) -> None:
+    data, output, report = make_folder(), make_folder(), make_folder()
+    save(data / NAME, body().astype(np.float32))
+    mounts = [
+        f"{data}:/mnt/data:ro",
+        f"{output}:/mnt/pred",
+        f"{report}:/mnt/report",
+        f"{weights}:/weights:ro",
+    ]
+    line = ("sh", "/workspace/run_sample_brain.sh", "/mnt/data", "/mnt/pred", "--report", "/mnt/report")
+    ended = image.run(*line, mounts=mounts, options=HARD, check=True)
+    assert "warning: no pictures are drawn: pictures need matplotlib" in ended.err
+    assert names(report) == ["run.json"]
+    (scan,) = json.loads((report / "run.json").read_text())["scans"]
+    score = float((output / f"{NAME}.txt").read_text().splitlines()[0])
+    assert scan["state"] == "done" and scan["sample_score"] == pytest.approx(score, rel=1e-8)

@@ -105,6 +105,18 @@ def test_some_failed_is_1(run: Run, scans: Path, weights: Path, tmp_path: Path) 
     }
 
 
+def test_without_matplotlib_a_report_is_the_record_alone(
+    run: Run, scans: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import fails
+    code, text = run("predict", scans, tmp_path / "out", *options(weights), "--report", tmp_path / "report")
+    assert code == 0
+    assert text.count("warning: no pictures are drawn: pictures need matplotlib; install it") == 1
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["run.json"]
+    record = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert [scan["state"] for scan in record["scans"]] == ["done", "done"]
+
+
 def test_an_empty_folder_is_0_and_says_so(run: Run, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, text = run("predict", tmp_path / "empty", tmp_path / "out", *options(weights))

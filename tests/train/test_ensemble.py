@@ -142,6 +142,20 @@ def test_only_a_base_of_all_folds_may_start_another_fold(
     assert read_start(of_fold0, abdomen).fold == 0
 
 
+def test_a_start_that_fits_no_later_fold_is_told_before_the_first_is_trained(
+    tiny_preset: Preset, material: Material, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    means = (lambda path: path, lambda: False, Means(), print)
+    train_ensemble(plan_ensemble(_recipe(tiny_preset), Region.BRAIN, 0, 2)[:2], material, runs, *means)
+    of_fold0 = runs / "fold0-hard" / CHECKPOINT_NAME
+    jobs = plan_ensemble(_recipe(tiny_preset), Region.BRAIN, 0, 2, of_fold0, of_fold0)
+    assert [job.config.fold for job in jobs] == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="left out fold 0, not 1"):
+        train_ensemble(jobs, material, tmp_path / "more", *means)
+    assert not (tmp_path / "more").exists()
+
+
 def test_an_exported_member_may_start_another(
     tiny_preset: Preset, material: Material, tmp_path: Path
 ) -> None:
