@@ -162,7 +162,13 @@ class Remembering(Predictor):
         return mean.refined(0, 0)  # whoever needs the map refines the mean that it needs
 
     def _member(
-        self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
+        self,
+        number: int,
+        body: Tensor,
+        air: float | None,
+        overlap: float,
+        progress: Progress | None,
+        room: Room,
     ) -> tuple[Tensor, float, float]:
         scores, empty, seconds = super()._member(number, body, air, overlap, progress, room)
         self._maps[self.manifest.members[number].file] = self._weights[number], scores.numpy(), empty

@@ -20,7 +20,7 @@ from mood_infer.challenge import Mode, output_paths
 from mood_infer.errors import ScanError, UserError
 from mood_infer.locking import alone
 from mood_infer.memory import check_fits, lacks_gpu_memory
-from mood_infer.predictor import AnomalyMap, Predictor
+from mood_infer.predictor import AnomalyMap, Predictor, count_below
 from mood_infer.ranks import Share
 from mood_infer.report import Report
 from mood_infer.volume import (
@@ -53,12 +53,12 @@ class Outcome:
         scan: the input file.
         state: done, skipped (a whole output of these weights was there) or failed.
         seconds: spent on reading, scoring and writing it, without waiting for its neighbours.
-        sample_score: in [0,1], of a scan done now.
+        sample_score: in [0,1], of a scan done now, or with a score file of before.
         error: one sentence, of a scan that failed.
         warnings: one sentence each.
         members: files of the networks that scored it, of a scan done now.
         normal_below: how many of the normal scans known with the weights score lower, and of how many.
-        complete: whether time was enough for every member and all windows, of a scan done now.
+        complete: whether time was, now or before, enough for every member and all windows.
     """
 
     scan: Path
@@ -269,12 +269,24 @@ class Job:
         with _attempt(passage):
             if not self.overwrite and self._is_done(passage):
                 passage.state = State.SKIPPED
+                self._recall(passage)
                 return
             for target in passage.targets.values():
                 _check_writable(target)
             if self.max_memory is not None:
                 check_fits(passage.scan, self.predictor.manifest, self.max_memory)
             passage.volume = read_volume(passage.scan)
+
+    def _recall(self, passage: _Passage) -> None:
+        """Take from whole outputs of before what a record is to say of them."""
+        if (target := passage.targets.get(Mode.SAMPLE)) is not None:
+            score, made_by = target.read_text().splitlines()
+            passage.sample_score = float(score)
+        else:
+            made_by = _map_made_by(nib.load(passage.targets[Mode.PIXEL]))
+        passage.complete = CUT_SHORT not in made_by
+        if passage.complete and passage.sample_score is not None:
+            passage.normal_below = count_below(passage.sample_score, self.predictor.normal_scores)
 
     def _score(self, passage: _Passage, advances: Progress) -> None:
         volume, passage.volume = passage.volume, None
@@ -387,11 +399,14 @@ def _claim(output: Path, held: contextlib.ExitStack) -> None:
             path.unlink()
 
 
+def _map_made_by(stored: Any) -> str:
+    return bytes(stored.header["descrip"]).rstrip(b"\0").decode()
+
+
 def _whole_map(scan: Path, target: Path, serves: Callable[[str], bool]) -> bool:
     stored = nib.load(target)
-    header = stored.header
     same = (
-        serves(bytes(header["descrip"]).rstrip(b"\0").decode())
+        serves(_map_made_by(stored))
         and stored.get_data_dtype().newbyteorder("=") == np.float32  # of a big-endian scan it is big-endian
         and stored.shape == nib.load(scan).shape
     )
@@ -429,5 +444,5 @@ def _naming(target: Path) -> Iterator[None]:
 
 
 def _write_score(target: Path, score: float, made_by: str) -> None:
-    text = f"{score:.9g}\n{made_by}\n"
+    text = f"{score!r}\n{made_by}\n"  # every digit, so that it compares as the score itself
     write_atomically(target, lambda partial: partial.write_text(text))

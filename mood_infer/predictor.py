@@ -89,9 +89,12 @@ class AnomalyMap:
     @property
     def normal_below(self) -> tuple[int, int] | None:
         """How many of the known normal scans have a lower sample score, and of how many; None without any."""
-        if not self.normal_scores:
-            return None
-        return bisect_left(self.normal_scores, self.sample_score), len(self.normal_scores)
+        return count_below(self.sample_score, self.normal_scores)
+
+
+def count_below(score: float, normal_scores: Sequence[float]) -> tuple[int, int] | None:
+    """How many of rising scores are lower than one, and of how many; None where there are none."""
+    return (bisect_left(normal_scores, score), len(normal_scores)) if normal_scores else None
 
 
 class Predictor:
@@ -116,7 +119,8 @@ class Predictor:
             raise ValueError(f"{len(networks)} networks for {len(manifest.members)} members")
         self._manifest = manifest
         self._weights = weights or [manifest.weight_of(member) for member in manifest.members]
-        self.place_windows(manifest.overlap, speed)
+        self._speed = speed
+        self.place_windows(manifest.overlap, staggered=speed == "fast")
         self._time_limit = time_limit
         self._clock = clock
         self._device = device
@@ -176,15 +180,15 @@ class Predictor:
         folded = [fold_norms(network) for network in networks]
         return cls(manifest, folded, where, precision, speed, time_limit, clock, shares)
 
-    def place_windows(self, overlap: float, speed: Speed = "exact", margin: float = MARGIN) -> None:
+    def place_windows(self, overlap: float, staggered: bool = False, margin: float = MARGIN) -> None:
         """Let windows stand otherwise than the weights ask for, from the next scan on: to compare ways.
 
         Args:
             overlap: of neighbouring windows, share of their side in [0,1).
-            speed: whether the members share windows or stagger them.
+            staggered: whether each member has windows of its own.
             margin: around the body, in windows.
         """
-        self._overlap, self._speed, self._margin = overlap, speed, margin
+        self._overlap, self._staggered, self._margin = overlap, staggered, margin
 
     @property
     def manifest(self) -> Manifest:
@@ -195,6 +199,11 @@ class Predictor:
     def digest(self) -> str:
         """12 hex digits for the weights and members in use, and ``-fast`` where they run so."""
         return self._manifest.digest() + ("-fast" if self._speed == "fast" else "")
+
+    @property
+    def normal_scores(self) -> tuple[float, ...]:
+        """Those of the manifest, which compare only with what all its members gave, and exactly."""
+        return self._manifest.normal_scores if self._speed == "exact" else ()
 
     @property
     def time_limit(self) -> float | None:
@@ -230,23 +239,19 @@ class Predictor:
         manifest = self._manifest
         image, grid = prepare(volume, manifest.intensity, manifest.spacing, manifest.upsample)
         box = body_box(image, manifest.region, round(self._margin * manifest.window))
-        body, air = torch.from_numpy(image[box]), float(image.min())
+        body = torch.from_numpy(image[box])
+        air = float(image.min()) if body.shape != image.shape else None
         memory = Memory(self._room)
+        end = math.inf if self._time_limit is None else begin + self._time_limit
         with torch.inference_mode():
-            overlap, end = self._overlap, math.inf
-            if self._time_limit is not None:
-                end = begin + self._time_limit
-                overlap = self._affordable_overlap(body.shape, memory, end)
-            inside, outside, used = self._mean(body, air, overlap, memory, end, progress)
+            inside, outside, overlap, used = self._mean(body, air, memory, end, progress)
         mean = MeanMap(inside.numpy(), outside, box, image.shape, grid.spacing)
         working, score = self._refine(mean)
         late = self._shortened(overlap, used)
         doubts = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
         seconds = self._clock() - begin
-        # the normal scans were scored exactly and by all members
-        comparable = self._speed == "exact" and not late
-        normal = manifest.normal_scores if comparable else ()
+        normal = () if late else self.normal_scores
         own = scan_grid(volume)
         return AnomalyMap(working, score, image, grid, own, files, seconds, doubts, not late, normal)
 
@@ -256,18 +261,34 @@ class Predictor:
     def _mean(
         self,
         body: Tensor,
-        air: float,
-        overlap: float,
+        air: float | None,
         memory: Memory,
         end: float,
         progress: Progress | None,
-    ) -> tuple[Tensor, float, int]:
-        """The weighted mean map of as many members as time allows, that of ``air``, and their number."""
+    ) -> tuple[Tensor, float, float, int]:
+        """The weighted mean map of as many members as time allows.
+
+        Args:
+            body: (X, Y, Z) intensities in [0,1].
+            air: intensity of all that lies around it; None where nothing does.
+            memory: what there is of it.
+            end: when to be done, by the clock.
+            progress: see :meth:`predict`.
+
+        Returns:
+            The map of ``body``, the score of ``air``, the overlap of the windows, and how many members ran.
+        """
         total, outside, weights, used = torch.zeros(body.shape), 0.0, 0.0, 0
-        count, members = count_windows(body.shape, self._manifest.window, overlap), len(self._networks)
+        overlap = self._overlap
+
+        def score(number: int, room: Room) -> tuple[Tensor, float, float]:
+            nonlocal overlap
+            if number == 0:  # chosen again where memory lacks: a smaller room is slower
+                overlap = self._affordable_overlap(body.shape, air is not None, room, end)
+            return self._member(number, body, air, overlap, progress, room)
+
         for number, weight in enumerate(self._weights):
-            tell = partial(_tell, progress, number * count, members * count) if progress else None
-            scores, empty, seconds = memory.attempt(partial(self._member, number, body, air, overlap, tell))
+            scores, empty, seconds = memory.attempt(partial(score, number))
             total.add_(scores, alpha=weight)
             del scores  # before the next member makes its own
             outside += weight * empty
@@ -275,39 +296,48 @@ class Predictor:
             used += 1
             if self._clock() + seconds > end:
                 break
-        return total.div_(weights).clamp_(0, 1), min(outside / weights, 1.0), used
+        return total.div_(weights).clamp_(0, 1), min(outside / weights, 1.0), overlap, used
 
     def _member(
-        self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
+        self,
+        number: int,
+        body: Tensor,
+        air: float | None,
+        overlap: float,
+        progress: Progress | None,
+        room: Room,
     ) -> tuple[Tensor, float, float]:
-        """One member's map of the body, on the CPU, its score for empty background, and how long it took."""
+        """One member's map of the body, on the CPU, its score for ``air``, and how long it took."""
         started = self._clock()
         window, sigma = self._manifest.window, self._manifest.sigma
         score, shift = self._scorer(number, room), self._shift(number)
-        blended = slide(body.to(room.keep), window, overlap, sigma, score, room.batch, progress, shift)
-        empty = score(torch.full((1, 1, window, window, window), air, device=room.keep))[0, 0]
-        weights = cube_weights(window, sigma).to(room.keep)
-        outside = float((empty * weights).sum() / weights.sum())
+        tell = partial(_tell, progress, number, len(self._networks)) if progress else None
+        blended = slide(body.to(room.keep), window, overlap, sigma, score, room.batch, tell, shift)
+        outside = 0.0
+        if air is not None:
+            empty = score(torch.full((1, 1, window, window, window), air, device=room.keep))[0, 0]
+            weights = cube_weights(window, sigma).to(room.keep)
+            outside = float((empty * weights).sum() / weights.sum())
         return blended.cpu(), outside, self._clock() - started
 
     def _shift(self, number: int) -> tuple[float, float, float]:
-        if self._speed == "exact":
+        if not self._staggered:
             return NO_SHIFT
         x, y, z = (number * share % 1 for share in STAGGER)
         return x, y, z
 
-    def _affordable_overlap(self, shape: Sequence[int], memory: Memory, end: float) -> float:
+    def _affordable_overlap(self, shape: Sequence[int], with_air: bool, room: Room, end: float) -> float:
         """The largest overlap with which the first member is done in time; 0 where none is."""
-        window = self._manifest.window
+        if end == math.inf:
+            return self._overlap
+        window, score = self._manifest.window, self._scorer(0, room)
         for _ in range(2):  # the first time that anything is computed is slow
             started = self._clock()
-            memory.attempt(
-                lambda room: self._scorer(0, room)(torch.zeros(room.batch, 1, window, window, window))
-            )
-            seconds = (self._clock() - started) / memory.room.batch
+            score(torch.zeros(room.batch, 1, window, window, window))
+            seconds = (self._clock() - started) / room.batch
         for share in WIDENED:
             overlap = share * self._overlap
-            count = count_windows(shape, window, overlap) + 1  # one more for empty background
+            count = count_windows(shape, window, overlap) + with_air
             if self._clock() + count * seconds <= end:
                 break
         return overlap
@@ -377,8 +407,8 @@ class Predictor:
         return tuple(doubts)
 
 
-def _tell(progress: Progress, before: int, count: int, done: int, _of: int) -> None:
-    progress(before + done, count)
+def _tell(progress: Progress, member: int, members: int, done: int, count: int) -> None:
+    progress(member * count + done, members * count)
 
 
 def _device(name: Device) -> torch.device:

@@ -139,11 +139,11 @@ class Report:
         path = self.folder / f"{scan.name}.png"
         write_atomically(path, lambda partial: _write(partial, picture))
 
-    def close(self, predictor: Predictor, outcomes: Sequence["Outcome"]) -> Path:
+    def close(self, predictor: Predictor, outcomes: Sequence["Outcome"]) -> str | None:
         """Write the record: settings, versions, weights, and what became of each scan.
 
-        Raises:
-            UserError: it cannot be written.
+        Returns:
+            Why it cannot be written, in a sentence; None if it is.
         """
         record = {
             "settings": self.settings,
@@ -158,10 +158,8 @@ class Report:
         try:
             write_atomically(path, lambda partial: _write(partial, content))
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); give another report folder."
-            ) from error
-        return path
+            return f"{path}: cannot be written ({error.strerror}); give another report folder."
+        return None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from cases import ROOT, Case, Size, choose_cases, largest_difference, make_scan, make_weights
+from cases import ROOT, Case, Size, choose_cases, correlation, make_scan, make_weights
 
 from mood_infer.predictor import format_name, reduced_precision
 from mood_infer.weights import read_manifest
@@ -87,7 +87,7 @@ def apart(work: Callable[..., Result], *arguments: object) -> Result:
 
 
 def bench(folder: Path, case: Case, runs: int) -> tuple[list[Row], float | None]:
-    """The rows of one case, and the largest difference between the peer's map and ours."""
+    """The rows of one case, and how the peer's map and ours correlate."""
     size, members, preset = case.size, case.members, case.preset
     scan, weights = folder / "scan.nii.gz", folder / "weights" / size.region
     apart(make_scan, scan, size)
@@ -124,7 +124,7 @@ def bench(folder: Path, case: Case, runs: int) -> tuple[list[Row], float | None]
     rows.append(row("floor", floor))
     if not case.with_peer:
         return rows, None
-    return rows, apart(largest_difference, theirs / scan.name, ours / scan.name)
+    return rows, apart(correlation, theirs / scan.name, ours / scan.name)
 
 
 def bench_average_precision(voxels: int, runs: int) -> list[Row]:
@@ -201,21 +201,21 @@ def main() -> None:
     print("| what was timed | seconds | of the peer | of the floor | peak MB | M voxels/s |")
     print("|---|---|---|---|---|---|", flush=True)
     rows: list[Row] = []
-    differences = []
+    agreements = []
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            made, difference = bench(Path(folder), case, runs)
+            made, agreement = bench(Path(folder), case, runs)
         print(table(made, int(np.prod(case.size.shape))), flush=True)
-        if difference is not None:
-            differences.append(difference)
+        if agreement is not None:
+            agreements.append(agreement)
         rows += made
         write(rows, options.json)
     if options.voxels:
         counted = bench_average_precision(options.voxels, runs)
         print(table(counted, options.voxels))
         write(rows + counted, options.json)
-    if differences:
-        print(f"\nLargest difference between the peer's map and ours: {max(differences):.3f}")
+    if agreements:
+        print(f"\nLeast correlation of the peer's map, unrefined, with ours: {min(agreements):.3f}")
 
 
 if __name__ == "__main__":

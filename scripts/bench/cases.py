@@ -116,10 +116,10 @@ def fit(array: Array3D, shape: tuple[int, int, int]) -> Array3D:
     return np.pad(cut, [(m // 2, m - m // 2) for m in missing], constant_values=array.min())
 
 
-def largest_difference(one: Path, other: Path) -> float:
-    """Of two maps on one grid, at any voxel."""
-    maps = [nib.load(path).get_fdata(dtype=np.float32) for path in (one, other)]
-    return float(np.abs(maps[0] - maps[1]).max())
+def correlation(one: Path, other: Path) -> float:
+    """Pearson's, of two maps on one grid, over all voxels."""
+    maps = (nib.load(path).get_fdata(dtype=np.float32).ravel() for path in (one, other))
+    return float(np.corrcoef(*maps)[0, 1])
 
 
 def make_weights(folder: Path, region: Region, members: int, preset: str) -> None:

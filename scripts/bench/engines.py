@@ -78,7 +78,7 @@ def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named
     for count in (1, 4, 8):
         yield f"ours, {count} at once", count, in_layout(last)
     for threads in sorted({1, 2 * torch.get_num_threads()}):
-        yield f"ours, {threads} threads", 2, with_threads(in_layout(last), threads)
+        yield f"ours, threads: {threads}", 2, with_threads(in_layout(last), threads)
     yield "ours, without oneDNN", 2, without_onednn(in_layout(last))
     traced = torch.jit.freeze(torch.jit.trace(last, example[:2]))
     yield "ours, torch.jit, frozen", 2, in_layout(traced)

@@ -45,39 +45,38 @@ class Setting:
 
     Attributes:
         networks: exact: the members; fast: their averages.
-        windows: exact: shared by the networks; fast: staggered; see above.
+        windows: see above.
         overlap: of neighbouring windows, share of their side.
         margin: around the body, in windows.
         precision: auto is 16 bits where the processor is fast at that.
     """
 
     networks: Speed = "exact"
-    windows: Speed | Literal["moved"] = "exact"
+    windows: Literal["shared", "staggered", "moved"] = "shared"
     overlap: float = PAPER
     margin: float = MARGIN
     precision: Precision = "auto"
 
     def __str__(self) -> str:
         who = "averages" if self.networks == "fast" else "members"
-        how = {"exact": "shared", "fast": "staggered"}.get(self.windows, self.windows)
         where = ", whole grid" if self.margin == WHOLE else ""
         kind = ", float32" if self.precision == "float32" else ""
-        return f"{who}, {how} {self.overlap:g}{where}{kind}"
+        return f"{who}, {self.windows} {self.overlap:g}{where}{kind}"
 
 
 EXACT = Setting()
 PEER = (Setting(margin=WHOLE, precision="float32"), Setting(margin=WHOLE))
 SHARED = tuple(Setting(overlap=overlap) for overlap in OVERLAPS)
-STAGGERED = tuple(Setting(windows="fast", overlap=overlap) for overlap in OVERLAPS)
-MOVED = tuple(Setting(windows="moved", overlap=overlap) for overlap in OVERLAPS[2:])  # else nothing is saved
-AVERAGES = (Setting("fast"), *(Setting("fast", "fast", overlap) for overlap in OVERLAPS))
+STAGGERED = tuple(Setting(windows="staggered", overlap=overlap) for overlap in OVERLAPS)
+MOVED = tuple(Setting(windows="moved", overlap=overlap) for overlap in OVERLAPS[1:])
+AVERAGES = (Setting("fast"), *(Setting("fast", "staggered", overlap) for overlap in OVERLAPS))
 WAYS = {
     "peer": PEER,
     "shared": SHARED,
     "staggered": STAGGERED,
     "moved": MOVED,
     "averages": AVERAGES,
-    "fast": (Setting("fast", "fast"),),
+    "fast": (Setting("fast", "staggered"),),
 }
 
 
@@ -98,7 +97,13 @@ class Moving(Predictor):
     moves = False
 
     def _member(
-        self, number: int, body: Tensor, air: float, overlap: float, progress: Progress | None, room: Room
+        self,
+        number: int,
+        body: Tensor,
+        air: float | None,
+        overlap: float,
+        progress: Progress | None,
+        room: Room,
     ) -> tuple[Tensor, float, float]:
         if not self.moves:
             return super()._member(number, body, air, overlap, progress, room)
@@ -107,7 +112,7 @@ class Moving(Predictor):
         before = [int(number * share % 1 * step) for share in STAGGER]
         after = [(window - b - n) % step for b, n in zip(before, body.shape, strict=True)]
         around = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
-        larger = functional.pad(body, around, value=air)
+        larger = functional.pad(body, around, value=float(body.min()) if air is None else air)
         scores, empty, seconds = super()._member(number, larger, air, overlap, progress, room)
         inner = tuple(slice(b, b + n) for b, n in zip(before, body.shape, strict=True))
         return scores[inner], empty, seconds
@@ -128,8 +133,7 @@ def compare(
         for setting in settings:
             predictor = predictors[setting.precision, setting.networks]
             predictor.moves = setting.windows == "moved"
-            shared_or_fast = "fast" if setting.windows == "fast" else "exact"
-            predictor.place_windows(setting.overlap, shared_or_fast, setting.margin)
+            predictor.place_windows(setting.overlap, setting.windows == "staggered", setting.margin)
             result = predictor.predict(made.image)
             seconds[str(setting)].append(result.seconds)
             scored[str(setting)] = Scored(result.working, result.grid, result.sample_score)

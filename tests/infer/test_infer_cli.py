@@ -90,6 +90,9 @@ def test_speed_and_time_limit_reach_the_record(run: Run, scans: Path, weights: P
     assert record["weights"]["digest"].endswith("-fast")
     assert [scan["members"] for scan in record["scans"]] == [["member0.safetensors"]] * 2
     assert [scan["complete"] for scan in record["scans"]] == [False] * 2
+    run("predict", scans, tmp_path / "out", *options(weights), *hurry)
+    again = json.loads((tmp_path / "report" / "run.json").read_text())["scans"]
+    assert [(scan["state"], scan["complete"]) for scan in again] == [("skipped", False)] * 2
 
 
 def test_some_failed_is_1(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
@@ -270,7 +273,7 @@ def test_signals_while_the_last_scan_is_written_leave_no_half_file(
     signals: tuple[signal.Signals, ...], scans: Path, weights: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    command = ["predict", scans / "a.nii.gz", output, *options(weights)]
+    command = ["predict", scans / "a.nii.gz", output, *options(weights), "--report", tmp_path / "report"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_DISK, *map(str, command)],
         cwd=ROOT,
@@ -291,6 +294,8 @@ def test_signals_while_the_last_scan_is_written_leave_no_half_file(
     assert process.returncode == 128 + signals[0]
     assert b"Traceback" not in errors
     assert list(output.iterdir()) == []
+    record = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert record["settings"]["input"].endswith("a.nii.gz") and record["scans"] == []
 
 
 @pytest.mark.parametrize(("mode", "region"), SCRIPTS)
