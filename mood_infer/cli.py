@@ -164,17 +164,12 @@ def predict(
         if share.alone:  # so that a log is not empty until the first scan is done
             networks = len(predictor.manifest.members)
             console.print(f"scans: {len(scans)}, networks: {networks}, on: {predictor.device}")
-        log, unwritten = Log(console, bar=share.alone), None
-        try:
-            with log:
-                job.run(scans, log, share)
-        finally:  # one that is interrupted records what it did
-            if pages is not None:
-                unwritten = pages.close(predictor, log.outcomes)
-        counts = {state: sum(outcome.state is state for outcome in log.outcomes) for state in State}
+        with Log(console, bar=share.alone) as log:
+            outcomes = job.run(scans, log, share)
+        counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
         console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    if unwritten:  # told after all processes are done: one that ends with an error ends the others
-        raise UserError(unwritten)
+    if pages is not None:  # after all processes are done: one that ends with an error ends the others
+        pages.record(predictor, scans, outcomes)
     if counts[State.FAILED]:
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -20,7 +20,7 @@ from mood_infer.challenge import Mode, output_paths
 from mood_infer.errors import ScanError, UserError
 from mood_infer.locking import alone
 from mood_infer.memory import check_fits, lacks_gpu_memory
-from mood_infer.predictor import AnomalyMap, Predictor, count_below
+from mood_infer.predictor import AnomalyMap, Predictor
 from mood_infer.ranks import Share
 from mood_infer.report import Report
 from mood_infer.volume import (
@@ -53,12 +53,12 @@ class Outcome:
         scan: the input file.
         state: done, skipped (a whole output of these weights was there) or failed.
         seconds: spent on reading, scoring and writing it, without waiting for its neighbours.
-        sample_score: in [0,1], of a scan done now, or with a score file of before.
+        sample_score: in [0,1], of a scan done now.
         error: one sentence, of a scan that failed.
         warnings: one sentence each.
         members: files of the networks that scored it, of a scan done now.
         normal_below: how many of the normal scans known with the weights score lower, and of how many.
-        complete: whether time was, now or before, enough for every member and all windows.
+        complete: whether time was enough for every member and all windows, of a scan done now.
     """
 
     scan: Path
@@ -163,7 +163,7 @@ class Job:
         mode: a map or a score for each scan, or both.
         output: the folder for them; it exists. Nothing is written elsewhere.
         overwrite: make outputs again that are whole and of the same weights.
-        report: makes a picture of each scan, if any.
+        report: makes a picture of each scan and a record of all, if any.
         max_memory: bytes. With it, scans are read, scored and written strictly one after another, and one
             that would still take more is refused.
     """
@@ -220,6 +220,9 @@ class Job:
                 outcomes.append(writer.passage.outcome())
                 writer = None
                 watcher.ends(outcomes[-1])
+                if self.report is not None and outcomes[-1].state is State.DONE:
+                    with contextlib.suppress(UserError):  # the caller learns of it when all is done
+                        self.report.record(self.predictor, scans, outcomes)
 
         def advances(windows: int, of: int) -> None:
             settle(wait=False)
@@ -260,6 +263,8 @@ class Job:
             settle()
         finally:
             _stop(reader, writer)
+            if writer is not None and writer.passage.state is not None:  # it had just ended
+                settle()
         return outcomes
 
     def _passage(self, scan: Path, index: int) -> _Passage:
@@ -269,24 +274,12 @@ class Job:
         with _attempt(passage):
             if not self.overwrite and self._is_done(passage):
                 passage.state = State.SKIPPED
-                self._recall(passage)
                 return
             for target in passage.targets.values():
                 _check_writable(target)
             if self.max_memory is not None:
                 check_fits(passage.scan, self.predictor.manifest, self.max_memory)
             passage.volume = read_volume(passage.scan)
-
-    def _recall(self, passage: _Passage) -> None:
-        """Take from whole outputs of before what a record is to say of them."""
-        if (target := passage.targets.get(Mode.SAMPLE)) is not None:
-            score, made_by = target.read_text().splitlines()
-            passage.sample_score = float(score)
-        else:
-            made_by = _map_made_by(nib.load(passage.targets[Mode.PIXEL]))
-        passage.complete = CUT_SHORT not in made_by
-        if passage.complete and passage.sample_score is not None:
-            passage.normal_below = count_below(passage.sample_score, self.predictor.normal_scores)
 
     def _score(self, passage: _Passage, advances: Progress) -> None:
         volume, passage.volume = passage.volume, None
@@ -307,10 +300,11 @@ class Job:
                             write_map(target, anomalies.scores, passage.header, made_by)
                         else:
                             _write_score(target, score, made_by)
-                passage.warnings = anomalies.warnings + self._picture(passage.scan, anomalies)
-                passage.sample_score, passage.members = score, anomalies.members
-                passage.normal_below, passage.complete = anomalies.normal_below, anomalies.complete
-                passage.state = State.DONE
+                passage.warnings, passage.members = anomalies.warnings, anomalies.members
+                passage.sample_score, passage.normal_below = score, anomalies.normal_below
+                passage.complete = anomalies.complete
+                passage.state = State.DONE  # even if the picture is interrupted
+                passage.warnings += self._picture(passage.scan, anomalies)
 
     def _is_done(self, passage: _Passage) -> bool:
         """Whether all outputs are whole, newer than the scan, and of the same weights and software."""
@@ -399,14 +393,11 @@ def _claim(output: Path, held: contextlib.ExitStack) -> None:
             path.unlink()
 
 
-def _map_made_by(stored: Any) -> str:
-    return bytes(stored.header["descrip"]).rstrip(b"\0").decode()
-
-
 def _whole_map(scan: Path, target: Path, serves: Callable[[str], bool]) -> bool:
     stored = nib.load(target)
+    header = stored.header
     same = (
-        serves(_map_made_by(stored))
+        serves(bytes(header["descrip"]).rstrip(b"\0").decode())
         and stored.get_data_dtype().newbyteorder("=") == np.float32  # of a big-endian scan it is big-endian
         and stored.shape == nib.load(scan).shape
     )

@@ -89,12 +89,9 @@ class AnomalyMap:
     @property
     def normal_below(self) -> tuple[int, int] | None:
         """How many of the known normal scans have a lower sample score, and of how many; None without any."""
-        return count_below(self.sample_score, self.normal_scores)
-
-
-def count_below(score: float, normal_scores: Sequence[float]) -> tuple[int, int] | None:
-    """How many of rising scores are lower than one, and of how many; None where there are none."""
-    return (bisect_left(normal_scores, score), len(normal_scores)) if normal_scores else None
+        if not self.normal_scores:
+            return None
+        return bisect_left(self.normal_scores, self.sample_score), len(self.normal_scores)
 
 
 class Predictor:
@@ -201,11 +198,6 @@ class Predictor:
         return self._manifest.digest() + ("-fast" if self._speed == "fast" else "")
 
     @property
-    def normal_scores(self) -> tuple[float, ...]:
-        """Those of the manifest, which compare only with what all its members gave, and exactly."""
-        return self._manifest.normal_scores if self._speed == "exact" else ()
-
-    @property
     def time_limit(self) -> float | None:
         """For each scan, in seconds."""
         return self._time_limit
@@ -251,7 +243,9 @@ class Predictor:
         doubts = volume.warnings + self._doubts(volume, grid) + tuple(memory.warnings) + late
         files = tuple(member.file for member in manifest.members[:used])
         seconds = self._clock() - begin
-        normal = () if late else self.normal_scores
+        # the normal scans were scored exactly and by all members
+        comparable = self._speed == "exact" and not late
+        normal = manifest.normal_scores if comparable else ()
         own = scan_grid(volume)
         return AnomalyMap(working, score, image, grid, own, files, seconds, doubts, not late, normal)
 

@@ -10,14 +10,9 @@ from mood_infer.job import Outcome, State, Watcher
 
 
 class Log(Watcher):
-    """Prints each outcome; on a terminal a bar also counts scans, in windows' steps, with the time left.
-
-    Attributes:
-        outcomes: those there are by now.
-    """
+    """Prints each outcome; on a terminal a bar also counts scans, in windows' steps, with the time left."""
 
     def __init__(self, console: Console, bar: bool = True) -> None:
-        self.outcomes: list[Outcome] = []
         self._console = console
         self._index = 0
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
@@ -45,7 +40,6 @@ class Log(Watcher):
         self._bar.update(self._task, completed=self._index + windows / of)
 
     def ends(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
         self._console.print(describe(outcome))
         for warning in outcome.warnings:
             self._console.print(f"{outcome.scan.name}: warning: {warning}")

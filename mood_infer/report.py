@@ -139,27 +139,54 @@ class Report:
         path = self.folder / f"{scan.name}.png"
         write_atomically(path, lambda partial: _write(partial, picture))
 
-    def close(self, predictor: Predictor, outcomes: Sequence["Outcome"]) -> str | None:
+    def record(self, predictor: Predictor, scans: Sequence[Path], outcomes: Sequence["Outcome"]) -> None:
         """Write the record: settings, versions, weights, and what became of each scan.
 
-        Returns:
-            Why it cannot be written, in a sentence; None if it is.
+        What a record there, of the same weights, says of scans that were now skipped or not reached, stays.
+
+        Args:
+            predictor: that scored them.
+            scans: all of the run.
+            outcomes: of those that it has come to.
+
+        Raises:
+            UserError: it cannot be written.
         """
+        path = self.folder / self.record_name
+        before, now = _entries(path, predictor.digest), {str(outcome.scan): outcome for outcome in outcomes}
+        entries = []
+        for scan in map(str, scans):
+            entry, outcome = before.get(scan), now.get(scan)
+            if outcome is not None:
+                fresh = asdict(outcome) | {"scan": scan}
+                entry = entry | {"state": outcome.state} if entry and outcome.state == "skipped" else fresh
+            if entry is not None:
+                entries.append(entry)
         record = {
             "settings": self.settings,
             "versions": {"mood-infer": __version__, "python": platform.python_version()} | _versions(),
             "weights": {"digest": predictor.digest, **predictor.manifest.model_dump(mode="json")},
             "device": predictor.device,
             "precision": predictor.precision,
-            "scans": [asdict(outcome) | {"scan": str(outcome.scan)} for outcome in outcomes],
+            "scans": entries,
         }
-        path = self.folder / self.record_name
         content = (json.dumps(record, indent=1) + "\n").encode()
         try:
             write_atomically(path, lambda partial: _write(partial, content))
         except OSError as error:
-            return f"{path}: cannot be written ({error.strerror}); give another report folder."
-        return None
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); give another report folder."
+            ) from error
+
+
+def _entries(path: Path, digest: str) -> dict[str, dict[str, Any]]:
+    """What a record says of each scan, by its path; nothing where it is of other weights or damaged."""
+    try:
+        record = json.loads(path.read_text())
+        known = record["scans"] if record["weights"]["digest"] == digest else []
+        return {entry["scan"]: entry for entry in known if entry["state"] != "failed"}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def _write(path: Path, content: bytes) -> None:

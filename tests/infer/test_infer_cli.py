@@ -92,7 +92,18 @@ def test_speed_and_time_limit_reach_the_record(run: Run, scans: Path, weights: P
     assert [scan["complete"] for scan in record["scans"]] == [False] * 2
     run("predict", scans, tmp_path / "out", *options(weights), *hurry)
     again = json.loads((tmp_path / "report" / "run.json").read_text())["scans"]
-    assert [(scan["state"], scan["complete"]) for scan in again] == [("skipped", False)] * 2
+    assert again == [scan | {"state": "skipped"} for scan in record["scans"]]
+    assert [len(scan["warnings"]) for scan in again] == [1, 1] or again[0]["warnings"]
+
+
+def test_a_record_that_cannot_be_written_costs_no_result(
+    run: Run, scans: Path, weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "report" / "run.json").mkdir(parents=True)
+    code, text = run("predict", scans, tmp_path / "out", *options(weights), "--report", tmp_path / "report")
+    assert code == 2 and "2 done, 0 skipped, 0 failed" in text
+    assert re.search(r"run\.json: cannot be written \(.+\); give another report folder\.", text)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.nii.gz", "b.nii.gz"}
 
 
 def test_some_failed_is_1(run: Run, scans: Path, weights: Path, tmp_path: Path) -> None:
@@ -225,7 +236,7 @@ def test_sigterm_ends_soon_and_leaves_no_half_file(
     for seed in range(40):
         make_scan(tmp_path / "scans" / f"{seed:02}.nii.gz", (72, 72, 72), seed)
     output = tmp_path / "out"
-    command = ["predict", tmp_path / "scans", output, *options(weights)]
+    command = ["predict", tmp_path / "scans", output, *options(weights), "--report", tmp_path / "report"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mood_infer", *map(str, command)],
         cwd=ROOT,
@@ -247,6 +258,8 @@ def test_sigterm_ends_soon_and_leaves_no_half_file(
     for path in written:
         assert not path.name.startswith(PARTIAL_PREFIX)
         assert np.isfinite(np.asarray(nib.load(path).dataobj)).all()
+    recorded = json.loads((tmp_path / "report" / "run.json").read_text())["scans"]
+    assert [Path(scan["scan"]).name for scan in recorded] == [path.name for path in written]
 
 
 SLOW_DISK = """
@@ -294,8 +307,7 @@ def test_signals_while_the_last_scan_is_written_leave_no_half_file(
     assert process.returncode == 128 + signals[0]
     assert b"Traceback" not in errors
     assert list(output.iterdir()) == []
-    record = json.loads((tmp_path / "report" / "run.json").read_text())
-    assert record["settings"]["input"].endswith("a.nii.gz") and record["scans"] == []
+    assert not (tmp_path / "report" / "run.json").exists()
 
 
 @pytest.mark.parametrize(("mode", "region"), SCRIPTS)

@@ -88,7 +88,7 @@ def test_a_report_of_a_run(weights: Path, make_scan: Callable[..., Path], tmp_pa
     report = Report(tmp_path / "report", {"mode": "sample"}).open()
     scans = [make_scan(tmp_path / "a.nii.gz", (30, 30, 30)), tmp_path / "missing.nii.gz"]
     outcomes = Job(predictor, Mode.SAMPLE, output, report=report).run(scans)
-    report.close(predictor, outcomes)
+    report.record(predictor, scans, outcomes)
     assert {path.name for path in report.folder.iterdir()} == {"a.nii.gz.png", "run.json"}
     assert {path.name for path in output.iterdir()} == {"a.nii.gz.txt"}
     pixels((report.folder / "a.nii.gz.png").read_bytes())
