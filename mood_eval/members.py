@@ -9,6 +9,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,11 @@ from mood_eval.validation_set import Made, Recipe
 from mood_eval.verdicts import KeptVerdicts
 from mood_infer import __version__
 from mood_infer.grid import Grid
-from mood_infer.memory import CPU_PAIR_VOXELS, Room
+from mood_infer.memory import CPU_PAIR_VOXELS
 from mood_infer.predictor import Device, Predictor, Speed
 from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D
 from mood_infer.weights import Manifest
-from mood_infer.windows import Progress
 
 ENSEMBLE = "ensemble"
 _Key = tuple[int, bytes]  # a network and the digest of a window
@@ -161,16 +161,8 @@ class Remembering(Predictor):
         self.last = mean
         return mean.refined(0, 0)  # whoever needs the map refines the mean that it needs
 
-    def _member(
-        self,
-        number: int,
-        body: Tensor,
-        air: float | None,
-        overlap: float,
-        progress: Progress | None,
-        room: Room,
-    ) -> tuple[Tensor, float, float]:
-        scores, empty, seconds = super()._member(number, body, air, overlap, progress, room)
+    def _member(self, number: int, *arguments: Any) -> tuple[Tensor, float, float]:
+        scores, empty, seconds = super()._member(number, *arguments)
         self._maps[self.manifest.members[number].file] = self._weights[number], scores.numpy(), empty
         return scores, empty, seconds
 

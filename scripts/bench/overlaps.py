@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,9 +29,7 @@ from mood_eval.summary import summarise
 from mood_eval.table import Scored, judge_cases
 from mood_eval.validation_set import Made, Recipe, one_each
 from mood_infer.challenge import Region, find_scans
-from mood_infer.memory import Room
 from mood_infer.predictor import MARGIN, STAGGER, Precision, Predictor, Speed, reduced_precision
-from mood_infer.windows import Progress
 from mood_train.folds import read_split
 
 PAPER = 0.5  # overlap
@@ -97,23 +95,17 @@ class Moving(Predictor):
     moves = False
 
     def _member(
-        self,
-        number: int,
-        body: Tensor,
-        air: float | None,
-        overlap: float,
-        progress: Progress | None,
-        room: Room,
+        self, number: int, body: Tensor, air: float | None, overlap: float, *arguments: Any
     ) -> tuple[Tensor, float, float]:
         if not self.moves:
-            return super()._member(number, body, air, overlap, progress, room)
+            return super()._member(number, body, air, overlap, *arguments)
         window = self.manifest.window
         step = max(1, round(window * (1 - overlap)))
         before = [int(number * share % 1 * step) for share in STAGGER]
         after = [(window - b - n) % step for b, n in zip(before, body.shape, strict=True)]
         around = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
         larger = functional.pad(body, around, value=float(body.min()) if air is None else air)
-        scores, empty, seconds = super()._member(number, larger, air, overlap, progress, room)
+        scores, empty, seconds = super()._member(number, larger, air, overlap, *arguments)
         inner = tuple(slice(b, b + n) for b, n in zip(before, body.shape, strict=True))
         return scores[inner], empty, seconds
 

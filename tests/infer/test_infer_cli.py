@@ -93,7 +93,7 @@ def test_speed_and_time_limit_reach_the_record(run: Run, scans: Path, weights: P
     run("predict", scans, tmp_path / "out", *options(weights), *hurry)
     again = json.loads((tmp_path / "report" / "run.json").read_text())["scans"]
     assert again == [scan | {"state": "skipped"} for scan in record["scans"]]
-    assert [len(scan["warnings"]) for scan in again] == [1, 1] or again[0]["warnings"]
+    assert all(scan["warnings"] for scan in again)
 
 
 def test_a_record_that_cannot_be_written_costs_no_result(
