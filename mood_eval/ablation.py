@@ -154,7 +154,8 @@ def run_configs(plan: Plan, region: Region) -> dict[str, RunConfig]:
         UserError: there is no such preset for the region, or a row's settings are wrong.
     """
     preset = load_preset(plan.preset, region)
-    place = preset.regions[region].model_copy(update={"smooth_weight": 1.0})  # the paper's plain mean
+    # the paper's plain mean, whose scores are not weighed by those around them
+    place = preset.regions[region].model_copy(update={"smooth_weight": 1.0, "context": 0.0})
     configs = {}
     for name, row in plan.rows.items():
         if row.edges is None:

@@ -380,6 +380,8 @@ def rank(
 
     console = _console()
     scores: dict[str, dict[str, float]] = {}
+    if len({method.name for method in methods}) < len(methods):
+        raise UserError("two METHOD folders have one name, which is the method's in the table; rename one.")
     for region in Region:
         folder = sets / region
         if not (folder / INDEX_NAME).is_file():

@@ -19,13 +19,13 @@ from mood_eval.summary import Interval, pixel_gains, summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases, markdown_table
 from mood_eval.validation_set import Made, Recipe
 from mood_eval.verdicts import KeptVerdicts
-from mood_infer import __version__
 from mood_infer.grid import Grid
 from mood_infer.memory import CPU_PAIR_VOXELS
 from mood_infer.predictor import Device, Predictor, Speed
 from mood_infer.refinement import MeanMap
 from mood_infer.volume import Array3D
 from mood_infer.weights import Manifest
+from mood_train.origin import code_version
 
 ENSEMBLE = "ensemble"
 _Key = tuple[int, bytes]  # a network and the digest of a window
@@ -87,10 +87,10 @@ def evaluate_members(
 def _plan(scans: Sequence[Path], recipe: Recipe, predictor: Predictor) -> dict[str, object]:
     """All that the verdicts depend on."""
     return {
-        "version": __version__,
+        "version": code_version(),
         "weights": predictor.digest,
         "precision": predictor.precision,
-        "scans": [scan.name for scan in scans],
+        "scans": [(scan.name, hashlib.sha256(scan.read_bytes()).hexdigest()) for scan in scans],
         "recipe": asdict(recipe),
     }
 

@@ -76,8 +76,10 @@ def prepare_output(scans: Sequence[Path], output: Path, mode: Mode) -> None:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        folders = {folder for scan in scans for folder in (scan.resolve().parent, scan.parent.resolve())}
-        if mode is not Mode.SAMPLE and output.resolve() in folders:
+        folders = {folder for scan in scans for folder in (scan.resolve().parent, scan.parent)}
+        # a container may see one folder under two names
+        same = any(folder.is_dir() and output.samefile(folder) for folder in folders)
+        if mode is not Mode.SAMPLE and same:
             raise UserError(f"{output}: maps would replace the scans; give another output folder.")
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}; give an output folder that can be made.") from error

@@ -168,8 +168,14 @@ def predict(
             outcomes = job.run(scans, log, share)
         counts = {state: sum(outcome.state is state for outcome in outcomes) for state in State}
         console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    if pages is not None:  # after all processes are done: one that ends with an error ends the others
-        pages.record(predictor, scans, outcomes)
+        unrecorded: UserError | None = None
+        if pages is not None:
+            try:
+                pages.record(predictor, scans, outcomes)
+            except UserError as error:  # of many processes, one that ends with an error ends the others
+                unrecorded = error
+    if unrecorded is not None:
+        raise unrecorded
     if counts[State.FAILED]:
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from threading import Event, Thread
@@ -59,6 +59,7 @@ class Outcome:
         members: files of the networks that scored it, of a scan done now.
         normal_below: how many of the normal scans known with the weights score lower, and of how many.
         complete: whether time was enough for every member and all windows, of a scan done now.
+        outputs: when each of its outputs was written, in ns, by its path; of a scan done or skipped.
     """
 
     scan: Path
@@ -70,6 +71,7 @@ class Outcome:
     members: tuple[str, ...] = ()
     normal_below: tuple[int, int] | None = None
     complete: bool | None = None
+    outputs: dict[str, int] = field(default_factory=dict)
 
 
 class Watcher:
@@ -103,21 +105,17 @@ class _Passage:
     members: tuple[str, ...] = ()
     normal_below: tuple[int, int] | None = None
     complete: bool | None = None
+    outputs: dict[str, int] = field(default_factory=dict)
+
+    def ends(self, state: State) -> None:
+        """Take it that the outputs are whole."""
+        self.outputs = {str(path): path.stat().st_mtime_ns for path in self.targets.values()}
+        self.state = state
 
     def outcome(self) -> Outcome:
         if self.state is None:
             raise RuntimeError(f"{self.scan.name} has not been through all stages")
-        return Outcome(
-            self.scan,
-            self.state,
-            self.seconds,
-            self.sample_score,
-            self.error,
-            self.warnings,
-            self.members,
-            self.normal_below,
-            self.complete,
-        )
+        return Outcome(**{each.name: getattr(self, each.name) for each in fields(Outcome)})
 
 
 class _Background(Thread):
@@ -217,6 +215,8 @@ class Job:
             nonlocal writer
             if writer is not None and (wait or writer.done.is_set()):
                 writer.done.wait()
+                if writer.passage.state is State.FAILED:
+                    _remove_outdated(writer.passage)
                 outcomes.append(writer.passage.outcome())
                 writer = None
                 watcher.ends(outcomes[-1])
@@ -273,7 +273,7 @@ class Job:
     def _read(self, passage: _Passage) -> None:
         with _attempt(passage):
             if not self.overwrite and self._is_done(passage):
-                passage.state = State.SKIPPED
+                passage.ends(State.SKIPPED)
                 return
             for target in passage.targets.values():
                 _check_writable(target)
@@ -303,18 +303,16 @@ class Job:
                 passage.warnings, passage.members = anomalies.warnings, anomalies.members
                 passage.sample_score, passage.normal_below = score, anomalies.normal_below
                 passage.complete = anomalies.complete
-                passage.state = State.DONE  # even if the picture is interrupted
+                passage.ends(State.DONE)  # even if the picture is interrupted
                 passage.warnings += self._picture(passage.scan, anomalies)
 
     def _is_done(self, passage: _Passage) -> bool:
         """Whether all outputs are whole, newer than the scan, and of the same weights and software."""
         scan, whole = passage.scan, {Mode.PIXEL: _whole_map, Mode.SAMPLE: _whole_score}
         try:
-            state = scan.stat()
-            # a copy that replaced the scan may be of an older date
-            made = max(state.st_mtime_ns, state.st_ctime_ns)
+            changed = _changed(scan)
             return all(
-                target.stat().st_mtime_ns > made and whole[part](scan, target, self._serves)
+                target.stat().st_mtime_ns > changed and whole[part](scan, target, self._serves)
                 for part, target in passage.targets.items()
             )
         except Exception:  # anything odd about one of the files: the way through prediction says what it is
@@ -325,9 +323,24 @@ class Job:
             return ()
         try:
             self.report.add(scan, anomalies)
-        except OSError as error:
-            return (f"no picture was written: {error.strerror or error}",)
+        except Exception as error:  # whatever it is, the scan is done
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return (f"no picture was written: {reason}",)
         return ()
+
+
+def _changed(scan: Path) -> int:
+    """When a scan became what it is, in ns: a copy or a link that took its place may be of an older date."""
+    state = scan.stat()
+    return max(state.st_mtime_ns, state.st_ctime_ns, scan.lstat().st_ctime_ns)
+
+
+def _remove_outdated(passage: _Passage) -> None:
+    """A result of what a scan was before must not pass for that of what it is now, which failed."""
+    for target in passage.targets.values():
+        with contextlib.suppress(OSError):
+            if target.stat().st_mtime_ns <= _changed(passage.scan):
+                target.unlink()
 
 
 @contextlib.contextmanager
@@ -419,7 +432,7 @@ def _check_writable(target: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, "a folder has that name")
         probe = target.with_name(f"{PARTIAL_PREFIX}probe")
         try:
-            probe.touch()
+            write_atomically(probe, lambda _: None)
         finally:
             probe.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -26,9 +27,7 @@ HEAT = "inferno"
 PLANES = (("axial", 2, "LRPA"), ("coronal", 1, "LRIS"), ("sagittal", 0, "PAIS"))
 
 
-def draw(
-    image: Array3D, scores: Array3D, grid: Grid, title: str, sample_score: float, crosshair: bool = True
-) -> bytes:
+def draw(image: Array3D, scores: Array3D, grid: Grid, title: str, sample_score: float) -> bytes:
     """Draw axial, coronal and sagittal planes through the voxel with the highest score.
 
     The convention is neurological: the patient's right is on the right. Colours always span [0,1], and the
@@ -40,7 +39,6 @@ def draw(
         grid: that grid.
         title: usually the file's name.
         sample_score: of the whole scan, in [0,1].
-        crosshair: mark the voxel.
 
     Returns:
         A PNG file.
@@ -68,9 +66,8 @@ def draw(
         panel.imshow(
             heat, cmap=HEAT, vmin=0, vmax=1, alpha=np.clip(heat, 0, 1), origin="lower", aspect=aspect
         )
-        if crosshair:
-            panel.axvline(peak[across], color="cyan", linewidth=0.6, alpha=0.7)
-            panel.axhline(peak[up], color="cyan", linewidth=0.6, alpha=0.7)
+        panel.axvline(peak[across], color="cyan", linewidth=0.6, alpha=0.7)
+        panel.axhline(peak[up], color="cyan", linewidth=0.6, alpha=0.7)
         panel.set(xticks=[], yticks=[], title=name)
         for letter, (x, y) in zip(ends, ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97)), strict=True):
             panel.text(x, y, letter, color="white", ha="center", va="center", transform=panel.transAxes)
@@ -142,7 +139,8 @@ class Report:
     def record(self, predictor: Predictor, scans: Sequence[Path], outcomes: Sequence["Outcome"]) -> None:
         """Write the record: settings, versions, weights, and what became of each scan.
 
-        What a record there, of the same weights, says of scans that were now skipped or not reached, stays.
+        What a record there, of the same weights, says of scans not reached now stays, and what any of the
+        folder's says of scans that were skipped, as long as their outputs are those it speaks of.
 
         Args:
             predictor: that scored them.
@@ -153,15 +151,18 @@ class Report:
             UserError: it cannot be written.
         """
         path = self.folder / self.record_name
-        before, now = _entries(path, predictor.digest), {str(outcome.scan): outcome for outcome in outcomes}
+        own, known = _entries(path, predictor.digest), dict[str, dict[str, Any]]()
+        for each in (*self.folder.glob("run*.json"), path):  # of several processes each has its own
+            known |= _entries(each, predictor.digest)
+        now = {str(outcome.scan): outcome for outcome in outcomes}
         entries = []
         for scan in map(str, scans):
-            entry, outcome = before.get(scan), now.get(scan)
-            if outcome is not None:
-                fresh = asdict(outcome) | {"scan": scan}
-                entry = entry | {"state": outcome.state} if entry and outcome.state == "skipped" else fresh
-            if entry is not None:
-                entries.append(entry)
+            if (outcome := now.get(scan)) is None:
+                entries += [own[scan]] if scan in own else []
+            elif outcome.state == "skipped" and scan in known:
+                entries.append(known[scan] | {"state": outcome.state})
+            else:
+                entries.append(asdict(outcome) | {"scan": scan})
         record = {
             "settings": self.settings,
             "versions": {"mood-infer": __version__, "python": platform.python_version()} | _versions(),
@@ -180,19 +181,27 @@ class Report:
 
 
 def _entries(path: Path, digest: str) -> dict[str, dict[str, Any]]:
-    """What a record says of each scan, by its path; nothing where it is of other weights or damaged."""
+    """What a record says of each scan whose outputs are still those, by its path.
+
+    Nothing where it is of other weights or damaged.
+    """
     try:
         record = json.loads(path.read_text())
         known = record["scans"] if record["weights"]["digest"] == digest else []
-        return {entry["scan"]: entry for entry in known if entry["state"] != "failed"}
-    except (OSError, ValueError, LookupError, TypeError):
+        return {entry["scan"]: entry for entry in known if entry["members"] and _stand(entry["outputs"])}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def _stand(outputs: dict[str, int]) -> bool:
+    return all(Path(path).exists() and Path(path).stat().st_mtime_ns == at for path, at in outputs.items())
 
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for name in RECORDED_PACKAGES:

@@ -115,7 +115,9 @@ def read_to_the_end(path: Path, kind: Any) -> tuple[Array3D, Any]:
         header = kind.header_class.from_fileobj(stream, check=False)
         stream.seek(0)
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is mended as not finite
-            stored = np.asarray(kind.from_stream(stream).dataobj, dtype=np.float32)
+            # not mapped: a file that is cut short while its voxels are in use would end the process
+            image = kind.from_file_map(kind.make_file_map({"image": stream}), mmap=False)
+            stored = np.asarray(image.dataobj, dtype=np.float32)
         while stream.read(CHUNK_BYTES):
             pass
     return stored, header
@@ -245,7 +247,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     partial = Path(name)
     try:
         write(partial)
-        with contextlib.suppress(PermissionError):  # some network and FAT mounts allow writing, but not this
+        with contextlib.suppress(OSError):  # some network and FAT mounts allow writing, but not this
             partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     except BaseException:

@@ -144,13 +144,19 @@ def find_weights(region: Region, folder: Path | None = None) -> Path:
             package.
 
     Raises:
-        WeightsError: there is a folder that may not be looked into.
+        WeightsError: there is a folder that may not be looked into, or ``/weights`` has none of any region.
     """
     if folder is not None:
         inner = folder / region
         return inner if has_manifest(inner) else folder
-    mounted = MOUNTED_WEIGHTS / region
-    return mounted if has_manifest(mounted) else OWN_WEIGHTS / region
+    if MOUNTED_WEIGHTS.is_dir():
+        mounted = [each for each in Region if has_manifest(MOUNTED_WEIGHTS / each)]
+        if not mounted:  # of a misspelt path docker makes an empty folder
+            folders = " or ".join(f"{each}/{MANIFEST_NAME}" for each in Region)
+            raise WeightsError(f"{MOUNTED_WEIGHTS}: has no {folders}; mount a folder that has, or none.")
+        if region in mounted:
+            return MOUNTED_WEIGHTS / region
+    return OWN_WEIGHTS / region
 
 
 def has_manifest(folder: Path) -> bool:

@@ -1,4 +1,8 @@
-"""Checkpoints: all that a run needs to go on bit for bit, written atomically; no object is unpickled."""
+"""Checkpoints: all that a run needs to go on, written atomically; no object is unpickled.
+
+On a CPU it goes on bit for bit. A GPU rounds as it likes, the scale of float16's gradients is found anew, and
+another number of ranks deals other samples.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +35,7 @@ class Checkpoint:
         network: parameters and statistics.
         optimiser: state of AdamW.
         ema: averaged parameters and statistics, or None.
+        finished: the schedule is done and the norms have settled.
     """
 
     config: str
@@ -45,6 +50,7 @@ class Checkpoint:
     network: dict[str, Any]
     optimiser: dict[str, Any]
     ema: dict[str, Any] | None
+    finished: bool
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

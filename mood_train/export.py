@@ -37,9 +37,12 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
         The safetensors file.
 
     Raises:
-        UserError: no checkpoint, or the weights there already are of another network, grid or rule.
+        UserError: no checkpoint, or one of an unfinished run; or the weights there already are of another
+            network, grid or rule.
     """
     checkpoint = read_checkpoint(checkpoint_path)
+    if not checkpoint.finished:
+        raise UserError(f"{checkpoint_path}: of a run that is not finished; go on with it, then export.")
     config = run_config(checkpoint_path, checkpoint)
     folder = weights / config.region.value
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,4 +96,5 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
     others = [other for other in present.members if other.file != member.file]
     # hard and smooth take turns, so that the first few members already are a balanced ensemble
     members = sorted([*others, member], key=lambda each: (-1 if each.fold is None else each.fold, each.edges))
-    return present.with_members(tuple(members))
+    # the same ones again: what was measured with them still holds
+    return present if tuple(members) == present.members else present.with_members(tuple(members))

@@ -81,12 +81,25 @@ def make_split(names: Iterable[str], seed: int) -> Split:
 
 
 def write_split(path: Path, region: Region, split: Split) -> None:
-    """Write the split of one region; those of other regions in the file stay."""
+    """Write the split of one region; those of other regions in the file stay.
+
+    Raises:
+        UserError: the file has another split of the region, by which networks may have been trained, or
+            holds something else.
+    """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = dict(json.loads(path.read_text()))
+    except FileNotFoundError:
         content = {}
-    text = json.dumps(content | {region.value: split.model_dump()}, indent=1) + "\n"
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no split file; remove it, or write to another.") from error
+    dealt = json.loads(split.model_dump_json())
+    if content.get(region.value, dealt) != dealt:
+        raise UserError(
+            f"{path}: has another split of {region.value}, and those whom networks were trained on must not "
+            "judge them; write to another file, for new networks."
+        )
+    text = json.dumps(content | {region.value: dealt}, indent=1) + "\n"
     write_atomically(path, lambda file: file.write_text(text))
 
 

@@ -13,14 +13,18 @@ from mood_infer import __version__
 
 @cache
 def code_version() -> str:
-    """Version of this software, with the commit where there is a checkout; -dirty if that was changed."""
+    """Version of this software, with the last commit that changed it where there is a checkout.
+
+    It ends with -dirty if files of it were changed since.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
+    code = [f":/{package}" for package in ("mood_infer", "mood_train", "mood_eval")]
     try:
-        commit = _output([*git, "rev-parse", "--short=12", "HEAD"])
-        changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", "."])
+        commit = _output([*git, "log", "-1", "--format=%h", "--abbrev=12", "--", *code])
+        changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "--", *code])
     except (OSError, subprocess.CalledProcessError):
         return __version__
-    return f"{__version__}+{commit}{'-dirty' if changed else ''}"
+    return f"{__version__}+{commit}{'-dirty' if changed else ''}" if commit else __version__
 
 
 def hardware() -> str:

@@ -112,7 +112,7 @@ def is_finished(out: Path, config: RunConfig) -> bool:
         return False
     checkpoint = read_checkpoint(out / CHECKPOINT_NAME)
     same = run_config(out / CHECKPOINT_NAME, checkpoint) == config
-    return same and checkpoint.step >= config.preset.optimiser.steps
+    return same and checkpoint.finished and checkpoint.step >= config.preset.optimiser.steps
 
 
 def is_main() -> bool:

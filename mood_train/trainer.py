@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -95,19 +96,16 @@ def keep_small_levels_in_float32(network: nn.Module) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
-            _keep_small_input_in_float32(module)
+            # a method, so that a copy of the network calls its own convolutions
+            module.forward = MethodType(_guarded, module)  # type: ignore[method-assign]
 
 
-def _keep_small_input_in_float32(convolution: nn.Conv3d) -> None:
-    forward = convolution.forward
-
-    def guarded(features: Tensor) -> Tensor:
-        if min(features.shape[2:]) > SMALL:
-            return forward(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return forward(features.float())
-
-    convolution.forward = guarded  # type: ignore[method-assign, assignment]
+def _guarded(convolution: nn.Conv3d, features: Tensor) -> Tensor:
+    forward = nn.Conv3d.forward
+    if min(features.shape[2:]) > SMALL:
+        return forward(convolution, features)
+    with torch.autocast(features.device.type, enabled=False):
+        return forward(convolution, features.float())
 
 
 SETTLING_BATCHES = 100
@@ -225,6 +223,7 @@ class Trainer:
             AveragedModel(self._plain, multi_avg_fn=average, use_buffers=True) if recipe.ema_decay else None
         )
         self._step, self._seconds, self._steps_before, self._minutes_before = 0, 0.0, 0, 0.0
+        self._finished = False
         self._replay = Replay(config.seed, self._accelerator.process_index)
         if (out / CHECKPOINT_NAME).exists():
             self._resume()
@@ -249,6 +248,8 @@ class Trainer:
     def fit(self, stop: Callable[[], bool] = lambda: False) -> Result:
         """Train to the end of the schedule, or until ``stop`` says so; a checkpoint is left either way.
 
+        A finished run is left as it is, unless it is given more steps or time.
+
         Raises:
             UserError: the loss is not finite; nothing of that is saved.
         """
@@ -256,8 +257,11 @@ class Trainer:
             return self._fit(stop)
 
     def _fit(self, stop: Callable[[], bool]) -> Result:
-        batches = self._batches()
         main = self._accelerator.is_main_process
+        if self._finished and self._progress() >= 1:
+            return Result(self._step, True, self._watch() if main else None)
+        self._finished = False
+        batches = self._batches()
         writer = SummaryWriter(str(self._out / "tensorboard")) if main else None
         limit = self._config.max_minutes or math.inf
         save_after = min(CHECKPOINT_SECONDS, 60 * limit / CHECKPOINTS_AT_LEAST)
@@ -281,17 +285,17 @@ class Trainer:
                 if time.monotonic() - last_saved > save_after:
                     self._save()
                     last_saved = time.monotonic()
-        finished = self._progress() >= 1
-        if finished:
+        self._finished = self._progress() >= 1
+        if self._finished:
             self._settle_norms()
         self._save()
         self._accelerator.wait_for_everyone()  # what comes next may read the checkpoint, on every rank
-        precision = self._watch() if finished and main else None
+        precision = self._watch() if self._finished and main else None
         if writer:
             if precision is not None:
                 writer.add_scalar("held-out AP", precision, self._step)
             writer.close()
-        return Result(self._step, finished, precision)
+        return Result(self._step, self._finished, precision)
 
     def _settle_norms(self) -> None:
         """Measure the statistics of the norms anew, for the parameters as they ended.
@@ -338,13 +342,19 @@ class Trainer:
         return math.isfinite(loss) and bool(finite.all())
 
     def _batches(self) -> Iterator[Batch]:
-        """What each step from the next one on learns from; fresh samples, or some of the last ones again."""
+        """What each step from the next one on learns from; fresh samples, or some of the last ones again.
+
+        The last ones are there at once, not with the first step: what settles the norms may come before it.
+        """
         shown = self._config.preset.optimiser.shown
         made = -(-self._step // shown)
         first = max(0, made - KEPT) if shown > 1 else made
         fresh = self._fresh(first)
         for _ in range(made - first):  # a run that goes on has seen these
             self._replay.add(*next(fresh))
+        return self._shown(fresh, shown)
+
+    def _shown(self, fresh: Iterator[Batch], shown: int) -> Iterator[Batch]:
         for step in itertools.count(self._step):
             if step % shown:
                 yield self._replay.draw(step)
@@ -428,6 +438,7 @@ class Trainer:
                 network=self._plain.state_dict(),
                 optimiser=self._optimiser.state_dict(),
                 ema=self._ema.state_dict() if self._ema else None,
+                finished=self._finished,
             ),
         )
 
@@ -439,7 +450,7 @@ class Trainer:
         self._optimiser.load_state_dict(checkpoint.optimiser)
         if self._ema and checkpoint.ema:
             self._ema.load_state_dict(checkpoint.ema)
-        self._step, self._seconds = checkpoint.step, checkpoint.seconds
+        self._step, self._seconds, self._finished = checkpoint.step, checkpoint.seconds, checkpoint.finished
         self._steps_before, self._minutes_before = checkpoint.steps_before, checkpoint.minutes_before
 
 

@@ -40,6 +40,8 @@ failed=0
 for region in brain abdom; do
     for mode in sample pixel; do
         mkdir -p "$out/$region/$mode"
+        # those of another image would be skipped, and judged
+        find "$out/$region/$mode" -maxdepth 1 -type f \( -name '*.nii*' -o -name '*.txt' \) -delete
         docker run --rm ${gpu[@]+"${gpu[@]}"} -v "$toy/$region/toy:/mnt/data" -v "$out/$region/$mode:/mnt/pred" \
             --read-only "$image" sh "/workspace/run_${mode}_$region.sh" /mnt/data /mnt/pred || {
             echo "evaluate-image: run_${mode}_$region.sh ended with $?; the official tool stops there." >&2

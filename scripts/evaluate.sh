@@ -5,7 +5,7 @@
 # (--each N: N of each type) are made in memory, from seed 0; the tables go to OUT/<region>.md and, with all numbers, <region>.json.
 set -eu
 region=${1:?brain or abdom}
-data=$(cd -- "${2:?folder with brain/, abdom/ and split.json}" && pwd)
+data=${2:?folder with brain/, abdom/ and split.json}
 shift 2
 out=evaluation
 case ${1:-} in
@@ -13,9 +13,8 @@ case ${1:-} in
     *) out=$1 && shift ;;
 esac
 mkdir -p "$out"
-out=$(cd -- "$out" && pwd)
-cd -- "$(dirname -- "$0")/.."
-scripts/setup.sh eval
-exec .venv/bin/mood-eval members "$data/$region" --region "$region" \
+root=$(cd -- "$(dirname -- "$0")/.." && pwd)
+"$root/scripts/setup.sh" eval
+exec "$root/.venv/bin/mood-eval" members "$data/$region" --region "$region" \
     --split "$data/split.json" --part set_aside --seed 0 \
     --markdown "$out/$region.md" --json "$out/$region.json" "$@"

@@ -3,7 +3,8 @@
 set -eu
 cd -- "$(dirname -- "$0")/.."
 extras=${1:-}
-stamp=".venv/installed-${extras:-none}-$(cksum < pyproject.toml | tr -d ' ')"
+sum=$(cat pyproject.toml docker/constraints.txt | cksum | tr -d ' ')
+stamp=".venv/installed-${extras:-none}-$sum"
 [ -e "$stamp" ] && exit 0
 python=
 for candidate in python3.11 python3.12 python3.13 python3; do
@@ -17,4 +18,5 @@ done
 echo "setup.sh: installing into .venv (some minutes, once)" >&2
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" \
     --constraint docker/constraints.txt
+find .venv -maxdepth 1 -name 'installed-*' ! -name "*-$sum" -delete # what they say was true of other packages
 touch "$stamp"

@@ -18,4 +18,4 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
 fi
 exec scripts/build-image.sh --offline --target infer --target train --tag mood-ood-test \
-    --then "$PYTHON -m pytest -m container tests/container --durations=10 $(printf ' %q' "$@")"
+    --then "$PYTHON -m pytest -m container tests/container --durations=10$([ $# -eq 0 ] || printf ' %q' "$@")"

@@ -98,6 +98,27 @@ def test_script_called_directly(image: Image, weights: Path, make_folder: Callab
     assert 0 <= float((output / f"{NAME}.txt").read_text().splitlines()[0]) <= 1
 
 
+def test_one_folder_under_two_names_keeps_its_scans(
+    image: Image, weights: Path, make_folder: Callable[[], Path]
+) -> None:
+    data = make_folder()
+    save(data / NAME, body().astype(np.float32))
+    before = (data / NAME).read_bytes()
+    mounts = [f"{data}:/mnt/data", f"{data}:/mnt/pred", f"{weights}:/weights:ro"]
+    ended = image.run("sh", "/workspace/run_pixel_brain.sh", "/mnt/data", "/mnt/pred", mounts=mounts)
+    assert ended.code == 2 and "maps would replace the scans" in ended.err
+    assert names(data) == [NAME] and (data / NAME).read_bytes() == before
+
+
+def test_weights_that_are_none_are_refused(image: Image, make_folder: Callable[[], Path]) -> None:
+    data, output, empty = make_folder(), make_folder(), make_folder()
+    save(data / NAME, body().astype(np.float32))
+    mounts = [f"{data}:/mnt/data:ro", f"{output}:/mnt/pred", f"{empty}:/weights:ro"]
+    ended = image.run("sh", "/workspace/run_pixel_brain.sh", "/mnt/data", "/mnt/pred", mounts=mounts)
+    assert ended.code == 3 and "/weights: has no brain/manifest.json" in ended.err
+    assert names(output) == []
+
+
 def test_a_report_is_the_record_without_pictures(
     image: Image, weights: Path, make_folder: Callable[[], Path]
 ) -> None:

@@ -36,6 +36,10 @@ class Evaluation:
 @pytest.fixture(scope="module")
 def evaluation(image: Image, make_folder: Callable[[], Path]) -> Evaluation:
     toy, out = make_folder() / "toy", make_folder()
+    for folder in (out / region / mode for region in Region for mode in (Mode.PIXEL, Mode.SAMPLE)):
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+        (folder / "left.nii.gz").write_text("of another image")
     scripts = ROOT / "scripts"
     subprocess.run([scripts / "make-toy.sh", "--crop", str(SIDE_MM), toy], check=True)
     line = [scripts / "evaluate-image.sh", "--image", image.name, "--toy", toy, "--out", out]

@@ -74,7 +74,8 @@ def test_the_shipped_rows_differ_in_what_they_say_alone() -> None:
     for name, config in configs.items():
         same = {field: getattr(compact, field) for field in ("name", "anomalies", "optimiser", "regions")}
         assert config.preset.model_copy(update=same) == compact
-        plain = compact.regions[Region.BRAIN].model_copy(update={"smooth_weight": 1.0})
+        changes = {"smooth_weight": 1.0, "context": 0.0}
+        plain = compact.regions[Region.BRAIN].model_copy(update=changes)
         assert config.preset.regions[Region.BRAIN] == plain
         assert config.preset.optimiser == compact.optimiser.model_copy(update={"steps": 1000})
         assert (config.seed, config.fold, config.preset.name) == (0, 0, name)

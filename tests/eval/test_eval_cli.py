@@ -64,6 +64,8 @@ def test_from_scans_to_a_page_and_a_ranking(
     places = json.loads((tmp_path / "rank.json").read_text())
     assert [(one["method"], one["place"]) for one in places] == [("good", 1), ("poor", 2)]
     assert "the map is missing" in capsys.readouterr().err
+    assert _run(monkeypatch, "rank", tmp_path / "poor", tmp_path / "other/poor", *ranked) == 2
+    assert "two METHOD folders have one name" in capsys.readouterr().err
 
 
 def test_a_leaked_scan_stops_the_command(

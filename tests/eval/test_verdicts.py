@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,15 +58,17 @@ def test_it_goes_on_where_it_was_cut_off(scans: Path, weights: Path, tmp_path: P
     assert evaluate_members(paths, RECIPE, weights, "cpu", lambda *_: pytest.fail("again"), keep) == resumed
 
 
-def test_what_is_kept_of_other_cases_or_weights_is_refused(
-    scans: Path, weights: Path, tmp_path: Path
-) -> None:
-    paths, keep = find_scans(scans), tmp_path / "keep"
+def test_what_is_kept_of_other_scans_is_refused(scans: Path, weights: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    paths = find_scans(shutil.copytree(scans, tmp_path / "scans"))
     evaluate_members(paths, RECIPE, weights, "cpu", keep=keep)
     other = Recipe(Region.BRAIN, 3, RECIPE.counts)
     for chosen, recipe in ((paths, other), (paths[::-1], RECIPE)):
         with pytest.raises(UserError, match="name another folder"):
             evaluate_members(chosen, recipe, weights, "cpu", keep=keep)
+    shutil.copy(paths[1], paths[0])
+    with pytest.raises(UserError, match="name another folder"):
+        evaluate_members(paths, RECIPE, weights, "cpu", keep=keep)
 
 
 @pytest.mark.slow

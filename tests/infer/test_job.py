@@ -23,6 +23,7 @@ from mood_infer.errors import UserError
 from mood_infer.job import Job, Outcome, State, Watcher, sole_run
 from mood_infer.predictor import Predictor
 from mood_infer.ranks import Share
+from mood_infer.report import Report
 from mood_infer.volume import PARTIAL_PREFIX, Volume, read_volume, write_atomically, write_map
 
 
@@ -184,6 +185,53 @@ def test_what_is_whole_is_not_redone(
     assert run(Job(other, mode, output)) == [State.DONE] * 3
     assert target.read_bytes() != content
     assert run(Job(other, mode, output)) == [State.SKIPPED] * 3
+
+
+def test_a_link_that_leads_elsewhere_now_is_another_scan(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    stored = [make_scan(tmp_path / "store" / f"{seed}.nii.gz", (20, 20, 20), seed) for seed in range(2)]
+    scan, job = tmp_path / "a.nii.gz", Job(predictor, Mode.PIXEL, output)
+    scan.symlink_to(stored[0])
+    job.run([scan])
+    first = (output / scan.name).read_bytes()
+    assert states(job.run([scan])) == {scan.name: State.SKIPPED}
+    scan.unlink()
+    scan.symlink_to(stored[1])  # as old as the first
+    assert states(job.run([scan])) == {scan.name: State.DONE}
+    assert (output / scan.name).read_bytes() != first
+
+
+def test_a_scan_that_became_unreadable_keeps_no_result_of_what_it_was(
+    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+) -> None:
+    scans = [make_scan(tmp_path / f"{name}.nii.gz", (20, 20, 20)) for name in "ab"]
+    Job(predictor, Mode.BOTH, output).run(scans)
+    content = scans[0].read_bytes()
+    scans[0].write_bytes(content[: len(content) // 2])
+    outcomes = Job(predictor, Mode.BOTH, output).run(scans)
+    assert [outcome.state for outcome in outcomes] == [State.FAILED, State.SKIPPED]
+    assert names(output) == {"b.nii.gz", "b.nii.gz.txt"}
+    with largest_file(100):  # nothing new can be written, and what is there is still of this scan
+        (failed,) = Job(predictor, Mode.PIXEL, output, overwrite=True).run(scans[1:])
+    assert failed.state is State.FAILED and names(output) == {"b.nii.gz", "b.nii.gz.txt"}
+
+
+def test_a_picture_that_fails_fails_no_scan(
+    predictor: Predictor,
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Report, "add", refuse)
+    report = Report(tmp_path / "report").open()
+    (outcome,) = Job(predictor, Mode.PIXEL, output, report=report).run([make_scan(tmp_path / "a.nii.gz")])
+    assert outcome.state is State.DONE and outcome.error is None
+    assert outcome.warnings == ("no picture was written: MemoryError",)
 
 
 def test_a_map_of_another_shape_is_redone(

@@ -1,5 +1,6 @@
 """Real processes under torchrun; and the shares of ranks that are threads on one real store."""
 
+import json
 import os
 import socket
 import subprocess
@@ -174,6 +175,12 @@ def test_three_ranks_share_a_folder_and_a_bad_scan_ends_none_of_them(
         *(f"{name}.png" for name in alone),
         *(f"run-{rank}.json" for rank in range(RANKS)),
     }
+    found = [
+        (Path(scan["scan"]).name, scan["state"])
+        for rank in range(RANKS)
+        for scan in json.loads((tmp_path / "report" / f"run-{rank}.json").read_text())["scans"]
+    ]
+    assert sorted(found) == sorted([("00-bad.nii.gz", "failed"), *((name, "done") for name in alone)])
 
 
 @pytest.mark.slow

@@ -22,12 +22,10 @@ def pixels(picture: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def marked(peak: float, place: tuple[int, int, int] = (12, 30, 20), crosshair: bool = False) -> np.ndarray:
+def marked(peak: float, place: tuple[int, int, int] = (12, 30, 20)) -> np.ndarray:
     scores = np.zeros((40, 50, 45), np.float32)
     scores[tuple(slice(n - 4, n + 5) for n in place)] = peak
-    return pixels(
-        draw(np.zeros_like(scores), scores, Grid(scores.shape, np.eye(4)), "c$a$se_1", peak, crosshair)
-    )
+    return pixels(draw(np.zeros_like(scores), scores, Grid(scores.shape, np.eye(4)), "c$a$se_1", peak))
 
 
 def test_the_colour_is_that_of_the_score() -> None:
@@ -65,20 +63,12 @@ def test_millimetres_are_as_long_along_every_axis() -> None:
     ball = 0.999 * (x**2 + y**2 + z**2 < 18**2).transpose(1, 0, 2).astype(np.float32)
     ball[30, 20, 6] = 1  # planes through its middle
     grid = Grid((60, 40, 12), np.diag([*steps, 1.0]))
-    picture = pixels(draw(np.zeros_like(ball), ball, grid, "case", 1.0, crosshair=False))
+    picture = pixels(draw(np.zeros_like(ball), ball, grid, "case", 1.0))
     heat = np.array(colormaps["inferno"](1.0)[:3]) * 255
     hot = np.abs(picture - heat).max(axis=-1) <= 3
     for low, high in ((0, 400), (400, 800), (800, 1150)):
         rows, columns = np.nonzero(hot[:, low:high])
         assert np.ptp(rows) / np.ptp(columns) == pytest.approx(1, abs=0.2)  # a slice is 5 mm, the ball 36
-
-
-def test_the_crosshair_can_be_left_away() -> None:
-    def cyan(picture: np.ndarray) -> int:
-        return int(((picture[..., 1] > 120) & (picture[..., 2] > 120) & (picture[..., 0] < 60)).sum())
-
-    assert cyan(marked(0.0, crosshair=True)) > 300
-    assert cyan(marked(0.0)) == 0
 
 
 def test_a_report_of_a_run(weights: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
@@ -99,6 +89,33 @@ def test_a_report_of_a_run(weights: Path, make_scan: Callable[..., Path], tmp_pa
     done, failed = record["scans"]
     assert done["state"] == "done" and done["sample_score"] == outcomes[0].sample_score
     assert failed["state"] == "failed" and failed["error"].startswith("missing.nii.gz: ")
+
+
+def test_a_record_says_of_skipped_scans_what_any_said_of_the_very_outputs(
+    weights: Path, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
+    output = tmp_path / "output"
+    output.mkdir()
+    scans = [make_scan(tmp_path / f"{name}.nii.gz", (20, 20, 20), seed) for seed, name in enumerate("ab")]
+
+    def record(name: str = "run.json", *, reported: bool = True, overwrite: bool = False) -> list[dict]:
+        report = Report(tmp_path / "report", record_name=name, draws=False).open() if reported else None
+        outcomes = Job(predictor, Mode.SAMPLE, output, overwrite, report).run(scans)
+        if report is None:
+            return []
+        report.record(predictor, scans, outcomes)
+        return json.loads((report.folder / name).read_text())["scans"]  # type: ignore[no-any-return]
+
+    first = record("run-0.json")
+    assert [scan["state"] for scan in first] == ["done", "done"] and all(scan["members"] for scan in first)
+    skipped = [scan | {"state": "skipped"} for scan in first]
+    assert record("run-1.json") == skipped  # another process of the run before had done them
+    record(reported=False, overwrite=True)
+    assert [scan["members"] for scan in record("run-1.json")] == [[], []]  # nobody knows of these outputs
+    assert record("run-0.json", overwrite=True) != first
+    assert [scan["state"] for scan in record("run-1.json")] == ["skipped"] * 2
+    assert all(scan["members"] for scan in record("run-1.json"))
 
 
 def test_a_report_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -194,8 +194,16 @@ def test_where_weights_are_looked_for(weights: Path, tmp_path: Path, monkeypatch
     assert find_weights(Region.BRAIN, weights) == weights / "brain"
     assert find_weights(Region.BRAIN, weights / "brain") == weights / "brain"
     assert find_weights(Region.BRAIN, tmp_path) == tmp_path
+    own = Path(module.__file__).parent.parent / "weights" / "abdom"
+    monkeypatch.setattr(module, "MOUNTED_WEIGHTS", tmp_path / "missing")
+    assert find_weights(Region.ABDOM) == own
+    for wrong in (tmp_path, weights / "brain"):  # as of a misspelt path, or one folder too deep
+        monkeypatch.setattr(module, "MOUNTED_WEIGHTS", wrong)
+        with pytest.raises(WeightsError, match=r"has no brain/manifest\.json or abdom/manifest\.json"):
+            find_weights(Region.ABDOM)
+    shutil.copytree(weights / "brain", tmp_path / "brain")
     monkeypatch.setattr(module, "MOUNTED_WEIGHTS", tmp_path)
-    assert find_weights(Region.ABDOM) == Path(module.__file__).parent.parent / "weights" / "abdom"
+    assert find_weights(Region.BRAIN) == tmp_path / "brain" and find_weights(Region.ABDOM) == own
     monkeypatch.setattr(module, "MOUNTED_WEIGHTS", weights)
     assert find_weights(Region.ABDOM) == weights / "abdom"
 

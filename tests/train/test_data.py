@@ -177,6 +177,25 @@ def test_a_leaked_subject_is_refused(tmp_path: Path) -> None:
         read_split(path, Region.BRAIN)
 
 
+def test_a_split_is_never_dealt_anew(tmp_path: Path) -> None:
+    """Or whoever adds scans later judges networks on subjects that they were trained on."""
+    path = tmp_path / "split.json"
+    names = [f"sub-{n:02d}.nii.gz" for n in range(10)]
+    for region in Region:
+        write_split(path, region, make_split(names, 0))
+    before = path.read_bytes()
+    write_split(path, Region.BRAIN, make_split(names, 0))
+    with pytest.raises(UserError, match="has another split of brain"):
+        write_split(path, Region.BRAIN, make_split([*names, "sub-10.nii.gz"], 0))
+    assert path.read_bytes() == before
+    assert read_split(path, Region.BRAIN) == read_split(path, Region.ABDOM) == make_split(names, 0)
+    for damaged in (before[:-9], b"[1]"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is no split file"):
+            write_split(path, Region.BRAIN, make_split(names, 0))
+        assert path.read_bytes() == damaged
+
+
 @pytest.mark.skipif(not SHARED_SPLIT.exists(), reason="the shared split of real scans is not here")
 @pytest.mark.parametrize("region", list(Region))
 def test_no_set_aside_subject_trains(region: Region) -> None:

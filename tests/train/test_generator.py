@@ -392,6 +392,20 @@ def test_same_scan_patches_come_from_that_scan_and_another_place(scans: list[Cac
         assert patch.scan == 1 and abs(float(tissue.mean()) - LEVELS["sub-02"]) < 0.025
 
 
+def test_same_scan_patches_lie_half_a_side_away() -> None:
+    """Three scans tell by their brightness where along an axis a voxel lies; equal seeds, equal places."""
+    middle, side = np.array([24, 24, 24]), 25  # its middle voxel stays there in a flip
+    places = np.indices((48, 48, 48)).astype(np.float32)
+    body = np.ones((48, 48, 48), bool)
+    along = [cached(f"sub-{axis}", (1 + places[axis]) / 64, body, (1.0, 1.0, 1.0)) for axis in range(3)]
+    for seed in range(50):
+        patches = [
+            same_scan_patch(scan, 0, middle, side, np.random.default_rng(seed)).array for scan in along
+        ]
+        centre = np.array([float(patch[side // 2, side // 2, side // 2]) * 64 - 1 for patch in patches])
+        assert np.abs(centre - middle).max() >= side / 2
+
+
 @pytest.mark.parametrize("edges", ["hard", "smooth"])
 def test_a_change_in_place_is_one_of_four_and_never_faint(edges: str) -> None:
     line = np.arange(25) - 12.0

@@ -1,5 +1,6 @@
 """The schedule, the loss, the network, and a resume that goes on bit for bit."""
 
+import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from mood_infer.errors import UserError
 from mood_infer.network import NetworkConfig, build_network
 from mood_infer.weights import Manifest, load_member, read_manifest, write_manifest
 from mood_train import export as export_module
+from mood_train import replay as replay_module
+from mood_train import trainer as trainer_module
 from mood_train.checkpoint import CHECKPOINT_NAME, read_checkpoint, write_checkpoint
 from mood_train.config import RunConfig, load_preset
 from mood_train.data import CachedScan
@@ -105,13 +107,19 @@ def test_outputs_come_from_falling_resolutions(tiny_run: RunConfig) -> None:
     for level in range(1, 4):
         blocks = outputs[level].reshape(*(n for side in (32 >> level,) * 3 for n in (side, 1 << level)))
         assert torch.all(blocks.amax(dim=(1, 3, 5)) == blocks.amin(dim=(1, 3, 5)))
-    assert torch.equal(functional.interpolate(outputs[1][None, None], scale_factor=1)[0, 0], outputs[1])
 
 
 @pytest.mark.parametrize(("ema", "shown"), [(0.0, 1), (0.9, 1), (0.0, 2)])
 def test_a_resumed_run_ends_as_an_unbroken_one(
-    scans: list[CachedScan], tiny_run: RunConfig, tmp_path: Path, ema: float, shown: int
+    scans: list[CachedScan],
+    tiny_run: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ema: float,
+    shown: int,
 ) -> None:
+    for module in (trainer_module, replay_module):  # so that some are forgotten
+        monkeypatch.setattr(module, "KEPT", 1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
@@ -131,6 +139,42 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     assert (ours.ema is not None) == bool(ema)
     for name, tensor in (ours.ema or {}).items():
         assert torch.equal(tensor, theirs.ema[name])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("shown", [1, 2])
+def test_a_finished_run_is_left_as_it_is_and_an_unsettled_one_settles(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path, shown: int
+) -> None:
+    config = _with_steps(tiny_run, 4, shown=shown)
+    result = Trainer(config, scans, scans[:2], out).fit()
+    path = out / CHECKPOINT_NAME
+    before, checkpoint = path.read_bytes(), read_checkpoint(path)
+    assert result.finished and Trainer(config, scans, scans[:2], out).fit() == result
+    assert path.read_bytes() == before
+    # as killed between the last step and the end
+    write_checkpoint(path, replace(checkpoint, finished=False))
+    with pytest.raises(UserError, match="not finished"):
+        export_member(path, tmp_path / "weights", "balls", "CC0")
+    assert Trainer(config, scans, [], out).fit().finished
+    settled = read_checkpoint(path)
+    for name, tensor in checkpoint.network.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, settled.network[name]), name
+    assert Trainer(_with_steps(config, 5, shown=shown), scans, [], out).fit().step == 5
+    assert read_checkpoint(path).finished
+
+
+def test_a_copy_of_a_network_computes_with_its_own_kernels() -> None:
+    """The moving average is such a copy, and its norms are measured by running it."""
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1))
+    keep_small_levels_in_float32(network)
+    twin = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    for side in (1, 4):
+        image = torch.ones(1, 1, side, side, side)
+        assert not twin(image).any() and network(image).all()
 
 
 def test_what_is_shown_again_are_the_last_samples_image_and_label_alike() -> None:
@@ -289,6 +333,20 @@ def test_export_keeps_the_network_and_says_where_it_comes_from(
         if tensor.is_floating_point():
             exact = "running" in name
             assert torch.equal(tensor, trained[name] if exact else trained[name].half().float()), name
+
+
+def test_scores_of_normal_scans_stay_as_long_as_the_members_do(
+    scans: list[CachedScan], tiny_run: RunConfig, out: Path, tmp_path: Path
+) -> None:
+    run = _with_steps(tiny_run, 1)
+    folder = _train_and_export(run, scans, out, tmp_path / "w").parent
+    known = read_manifest(folder).model_copy(update={"normal_scores": (0.1, 0.2)})
+    write_manifest(folder, known)
+    _train_and_export(run, scans, out, tmp_path / "w")
+    assert read_manifest(folder) == known
+    (out / CHECKPOINT_NAME).unlink()
+    _train_and_export(run.model_copy(update={"seed": 9}), scans, out, tmp_path / "w")
+    assert read_manifest(folder).normal_scores == ()
 
 
 def test_exports_at_once_all_get_into_the_manifest(
