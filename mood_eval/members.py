@@ -19,6 +19,7 @@ from mood_eval.summary import Interval, pixel_gains, summarise
 from mood_eval.table import Report, Scored, ScoreTable, judge_cases, markdown_table
 from mood_eval.validation_set import Made, Recipe
 from mood_eval.verdicts import KeptVerdicts
+from mood_infer.errors import ScanError
 from mood_infer.grid import Grid
 from mood_infer.memory import CPU_PAIR_VOXELS
 from mood_infer.predictor import Device, Predictor, Speed
@@ -85,14 +86,21 @@ def evaluate_members(
 
 
 def _plan(scans: Sequence[Path], recipe: Recipe, predictor: Predictor) -> dict[str, object]:
-    """All that the verdicts depend on."""
+    """All that the verdicts depend on, the code as far as its version tells."""
     return {
         "version": code_version(),
         "weights": predictor.digest,
         "precision": predictor.precision,
-        "scans": [(scan.name, hashlib.sha256(scan.read_bytes()).hexdigest()) for scan in scans],
+        "scans": [(scan.name, _sha256(scan)) for scan in scans],
         "recipe": asdict(recipe),
     }
+
+
+def _sha256(scan: Path) -> str:
+    try:
+        return hashlib.sha256(scan.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ScanError(scan, f"cannot be read ({error.strerror})", "mend or remove it") from error
 
 
 def _means(manifest: Manifest) -> dict[str, list[str]]:

@@ -96,6 +96,7 @@ class _Passage:
     targets: dict[Mode, Path]
     state: State | None = None
     seconds: float = 0.0
+    damaged: bool = False
     volume: Volume | None = None
     header: Any = None
     anomalies: AnomalyMap | None = None
@@ -109,7 +110,7 @@ class _Passage:
 
     def ends(self, state: State) -> None:
         """Take it that the outputs are whole."""
-        self.outputs = {str(path): path.stat().st_mtime_ns for path in self.targets.values()}
+        self.outputs = {str(path.absolute()): path.stat().st_mtime_ns for path in self.targets.values()}
         self.state = state
 
     def outcome(self) -> Outcome:
@@ -215,8 +216,8 @@ class Job:
             nonlocal writer
             if writer is not None and (wait or writer.done.is_set()):
                 writer.done.wait()
-                if writer.passage.state is State.FAILED:
-                    _remove_outdated(writer.passage)
+                if writer.passage.damaged:
+                    _remove_outdated(writer.passage.scan, self.output)
                 outcomes.append(writer.passage.outcome())
                 writer = None
                 watcher.ends(outcomes[-1])
@@ -279,7 +280,12 @@ class Job:
                 _check_writable(target)
             if self.max_memory is not None:
                 check_fits(passage.scan, self.predictor.manifest, self.max_memory)
-            passage.volume = read_volume(passage.scan)
+            try:
+                passage.volume = read_volume(passage.scan)
+            except ScanError as error:
+                # of what the system refuses, such as a file that may not be read, nothing is known
+                passage.damaged = getattr(error.__cause__, "errno", None) is None
+                raise
 
     def _score(self, passage: _Passage, advances: Progress) -> None:
         volume, passage.volume = passage.volume, None
@@ -335,11 +341,11 @@ def _changed(scan: Path) -> int:
     return max(state.st_mtime_ns, state.st_ctime_ns, scan.lstat().st_ctime_ns)
 
 
-def _remove_outdated(passage: _Passage) -> None:
-    """A result of what a scan was before must not pass for that of what it is now, which failed."""
-    for target in passage.targets.values():
+def _remove_outdated(scan: Path, output: Path) -> None:
+    """Results of what a scan was before it was damaged must not pass for those of what it is now."""
+    for target in output_paths(scan, output, Mode.BOTH).values():
         with contextlib.suppress(OSError):
-            if target.stat().st_mtime_ns <= _changed(passage.scan):
+            if target.stat().st_mtime_ns <= _changed(scan):
                 target.unlink()
 
 

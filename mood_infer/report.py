@@ -103,21 +103,24 @@ class Report:
         settings: what the run was asked to do, for the record.
         record_name: file of the record; one of its own for each of many processes.
         draws: whether pictures are made.
+        before: of each record that was there, by its name: the weights' digest, and the entries by scan.
     """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     record_name: str = "run.json"
     draws: bool = True
+    before: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
 
     def open(self) -> "Report":
-        """Make the folder.
+        """Make the folder, or read what records in it say: of several processes each has its own.
 
         Raises:
             UserError: that is not possible.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.before.update({path.name: _entries(path) for path in self.folder.glob("run*.json")})
         except OSError as error:
             raise UserError(
                 f"{self.folder}: {error.strerror}; give a report folder that can be made."
@@ -139,8 +142,8 @@ class Report:
     def record(self, predictor: Predictor, scans: Sequence[Path], outcomes: Sequence["Outcome"]) -> None:
         """Write the record: settings, versions, weights, and what became of each scan.
 
-        What a record there, of the same weights, says of scans not reached now stays, and what any of the
-        folder's says of scans that were skipped, as long as their outputs are those it speaks of.
+        What this record, of the same weights, said of scans not reached now stays, and what any of the
+        folder's said of scans that were skipped, as long as their outputs are those it spoke of.
 
         Args:
             predictor: that scored them.
@@ -151,16 +154,17 @@ class Report:
             UserError: it cannot be written.
         """
         path = self.folder / self.record_name
-        own, known = _entries(path, predictor.digest), dict[str, dict[str, Any]]()
-        for each in (*self.folder.glob("run*.json"), path):  # of several processes each has its own
-            known |= _entries(each, predictor.digest)
-        now = {str(outcome.scan): outcome for outcome in outcomes}
-        entries = []
+        now, entries = {str(outcome.scan): outcome for outcome in outcomes}, []
         for scan in map(str, scans):
-            if (outcome := now.get(scan)) is None:
-                entries += [own[scan]] if scan in own else []
-            elif outcome.state == "skipped" and scan in known:
-                entries.append(known[scan] | {"state": outcome.state})
+            outcome = now.get(scan)
+            names = [self.record_name] if outcome is None else [self.record_name, *self.before]
+            said = self._said(scan, predictor.digest, names)
+            if outcome is not None:
+                said = [entry for entry in said if outcome.outputs.items() <= entry["outputs"].items()]
+            if outcome is None:
+                entries += said
+            elif outcome.state == "skipped" and said:
+                entries.append(said[0] | {"state": outcome.state})
             else:
                 entries.append(asdict(outcome) | {"scan": scan})
         record = {
@@ -179,22 +183,32 @@ class Report:
                 f"{path}: cannot be written ({error.strerror}); give another report folder."
             ) from error
 
+    def _said(self, scan: str, digest: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        """What the records of these names said of a scan that still stands, in their order."""
+        found = [self.before.get(name, ("", {})) for name in names]
+        return [
+            entries[scan]
+            for made_by, entries in found
+            if made_by == digest and scan in entries and _stands(entries[scan])
+        ]
 
-def _entries(path: Path, digest: str) -> dict[str, dict[str, Any]]:
-    """What a record says of each scan whose outputs are still those, by its path.
 
-    Nothing where it is of other weights or damaged.
-    """
+def _entries(path: Path) -> tuple[str, dict[str, Any]]:
+    """Of what weights a record is, and what it says of each scan; nothing where it is damaged."""
     try:
         record = json.loads(path.read_text())
-        known = record["scans"] if record["weights"]["digest"] == digest else []
-        return {entry["scan"]: entry for entry in known if entry["members"] and _stand(entry["outputs"])}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+        return record["weights"]["digest"], {entry["scan"]: entry for entry in record["scans"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return "", {}
 
 
-def _stand(outputs: dict[str, int]) -> bool:
-    return all(Path(path).exists() and Path(path).stat().st_mtime_ns == at for path, at in outputs.items())
+def _stands(entry: Any) -> bool:
+    """Whether an entry says what was done, and its outputs are still those it speaks of."""
+    try:
+        outputs = entry["outputs"].items()
+        return bool(entry["members"]) and all(Path(path).stat().st_mtime_ns == at for path, at in outputs)
+    except (OSError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _write(path: Path, content: bytes) -> None:

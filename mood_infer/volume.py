@@ -27,6 +27,8 @@ Affine = NDArray[np.float64]
 PARTIAL_PREFIX = ".mood-partial-"
 CHUNK_BYTES = 2**20
 SPACING_TOLERANCE = 0.02  # by which pixdim and affine may differ without a word
+UMASK = os.umask(0)  # asked once: asking changes it for a moment, and for all threads
+os.umask(UMASK)
 COMPRESSION_LEVEL = 1  # of 0 to 3: the higher ones take longer and save up to 4 %
 
 
@@ -248,15 +250,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         with contextlib.suppress(OSError):  # some network and FAT mounts allow writing, but not this
-            partial.chmod(0o666 & ~_umask())
+            partial.chmod(0o666 & ~UMASK)
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

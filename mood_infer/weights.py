@@ -149,13 +149,14 @@ def find_weights(region: Region, folder: Path | None = None) -> Path:
     if folder is not None:
         inner = folder / region
         return inner if has_manifest(inner) else folder
-    if MOUNTED_WEIGHTS.is_dir():
-        mounted = [each for each in Region if has_manifest(MOUNTED_WEIGHTS / each)]
-        if not mounted:  # of a misspelt path docker makes an empty folder
-            folders = " or ".join(f"{each}/{MANIFEST_NAME}" for each in Region)
-            raise WeightsError(f"{MOUNTED_WEIGHTS}: has no {folders}; mount a folder that has, or none.")
-        if region in mounted:
-            return MOUNTED_WEIGHTS / region
+    if has_manifest(MOUNTED_WEIGHTS / region):
+        return MOUNTED_WEIGHTS / region
+    if MOUNTED_WEIGHTS.is_dir() and not any(has_manifest(MOUNTED_WEIGHTS / other) for other in Region):
+        # of a misspelt path docker makes an empty folder
+        files = " or ".join(f"{each}/{MANIFEST_NAME}" for each in Region)
+        raise WeightsError(
+            f"{MOUNTED_WEIGHTS}: has no {files}; mount a folder that has, or name one with --weights."
+        )
     return OWN_WEIGHTS / region
 
 

@@ -50,7 +50,7 @@ class Checkpoint:
     network: dict[str, Any]
     optimiser: dict[str, Any]
     ema: dict[str, Any] | None
-    finished: bool
+    finished: bool = False  # what older versions wrote does not say
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -7,7 +7,8 @@
 #
 #   --image   default mood-ood
 #   --toy     made by make-toy.sh or in that layout; by default cases are made from samples/
-#   --out     for predictions and scores: OUT/REGION/MODE/, OUT/REGION.json; default image-evaluation/
+#   --out     for predictions and scores: OUT/REGION/MODE/, emptied of maps and scores first, and OUT/REGION.json;
+#             default image-evaluation/
 #   --gpu     give the container the GPUs
 # Exit codes: 0 all ran, 1 a container failed, 2 usage.
 set -euo pipefail

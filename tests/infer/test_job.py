@@ -19,7 +19,7 @@ import torch
 from mood_infer import job as job_module
 from mood_infer import predictor as predictor_module
 from mood_infer.challenge import Mode, Region, find_scans
-from mood_infer.errors import UserError
+from mood_infer.errors import ScanError, UserError
 from mood_infer.job import Job, Outcome, State, Watcher, sole_run
 from mood_infer.predictor import Predictor
 from mood_infer.ranks import Share
@@ -202,18 +202,30 @@ def test_a_link_that_leads_elsewhere_now_is_another_scan(
     assert (output / scan.name).read_bytes() != first
 
 
-def test_a_scan_that_became_unreadable_keeps_no_result_of_what_it_was(
-    predictor: Predictor, make_scan: Callable[..., Path], tmp_path: Path, output: Path
+def test_a_damaged_scan_keeps_no_result_of_what_it_was(
+    predictor: Predictor,
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scans = [make_scan(tmp_path / f"{name}.nii.gz", (20, 20, 20)) for name in "ab"]
     Job(predictor, Mode.BOTH, output).run(scans)
     content = scans[0].read_bytes()
     scans[0].write_bytes(content[: len(content) // 2])
-    outcomes = Job(predictor, Mode.BOTH, output).run(scans)
+    outcomes = Job(predictor, Mode.SAMPLE, output).run(scans)
     assert [outcome.state for outcome in outcomes] == [State.FAILED, State.SKIPPED]
     assert names(output) == {"b.nii.gz", "b.nii.gz.txt"}
-    with largest_file(100):  # nothing new can be written, and what is there is still of this scan
-        (failed,) = Job(predictor, Mode.PIXEL, output, overwrite=True).run(scans[1:])
+    scans[1].chmod(0o600)  # a change that says nothing of the voxels
+    with largest_file(100):  # what fails for another reason keeps what is there
+        (failed,) = Job(predictor, Mode.PIXEL, output).run(scans[1:])
+    assert failed.state is State.FAILED and names(output) == {"b.nii.gz", "b.nii.gz.txt"}
+
+    def refuse(path: Path) -> None:
+        raise ScanError(path, "not readable", "ask") from PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(job_module, "read_volume", refuse)
+    (failed,) = Job(predictor, Mode.PIXEL, output).run(scans[1:])
     assert failed.state is State.FAILED and names(output) == {"b.nii.gz", "b.nii.gz.txt"}
 
 

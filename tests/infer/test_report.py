@@ -99,9 +99,11 @@ def test_a_record_says_of_skipped_scans_what_any_said_of_the_very_outputs(
     output.mkdir()
     scans = [make_scan(tmp_path / f"{name}.nii.gz", (20, 20, 20), seed) for seed, name in enumerate("ab")]
 
-    def record(name: str = "run.json", *, reported: bool = True, overwrite: bool = False) -> list[dict]:
+    def record(
+        name: str = "run.json", *, mode: Mode = Mode.SAMPLE, reported: bool = True, overwrite: bool = False
+    ) -> list[dict]:
         report = Report(tmp_path / "report", record_name=name, draws=False).open() if reported else None
-        outcomes = Job(predictor, Mode.SAMPLE, output, overwrite, report).run(scans)
+        outcomes = Job(predictor, mode, output, overwrite, report).run(scans)
         if report is None:
             return []
         report.record(predictor, scans, outcomes)
@@ -116,6 +118,8 @@ def test_a_record_says_of_skipped_scans_what_any_said_of_the_very_outputs(
     assert record("run-0.json", overwrite=True) != first
     assert [scan["state"] for scan in record("run-1.json")] == ["skipped"] * 2
     assert all(scan["members"] for scan in record("run-1.json"))
+    record(mode=Mode.PIXEL, reported=False)
+    assert [scan["members"] for scan in record("run-1.json", mode=Mode.PIXEL)] == [[], []]  # of the scores
 
 
 def test_a_report_folder_that_cannot_be_made(tmp_path: Path) -> None:
