@@ -113,7 +113,7 @@ class Report:
     before: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
 
     def open(self) -> "Report":
-        """Make the folder, or read what records in it say: of several processes each has its own.
+        """Make the folder, and read what records in it say: of several processes each has its own.
 
         Raises:
             UserError: that is not possible.
@@ -157,16 +157,15 @@ class Report:
         now, entries = {str(outcome.scan): outcome for outcome in outcomes}, []
         for scan in map(str, scans):
             outcome = now.get(scan)
-            names = [self.record_name] if outcome is None else [self.record_name, *self.before]
-            said = self._said(scan, predictor.digest, names)
-            if outcome is not None:
-                said = [entry for entry in said if outcome.outputs.items() <= entry["outputs"].items()]
             if outcome is None:
-                entries += said
-            elif outcome.state == "skipped" and said:
-                entries.append(said[0] | {"state": outcome.state})
+                entry = self._said(scan, predictor.digest, [self.record_name], {})
             else:
-                entries.append(asdict(outcome) | {"scan": scan})
+                entry = asdict(outcome) | {"scan": scan}
+                names = [self.record_name, *self.before] if outcome.state == "skipped" else []
+                if said := self._said(scan, predictor.digest, names, outcome.outputs):
+                    entry = said | {"state": outcome.state}
+            if entry is not None:
+                entries.append(entry)
         record = {
             "settings": self.settings,
             "versions": {"mood-infer": __version__, "python": platform.python_version()} | _versions(),
@@ -183,14 +182,15 @@ class Report:
                 f"{path}: cannot be written ({error.strerror}); give another report folder."
             ) from error
 
-    def _said(self, scan: str, digest: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        """What the records of these names said of a scan that still stands, in their order."""
-        found = [self.before.get(name, ("", {})) for name in names]
-        return [
-            entries[scan]
-            for made_by, entries in found
-            if made_by == digest and scan in entries and _stands(entries[scan])
-        ]
+    def _said(
+        self, scan: str, digest: str, names: Sequence[str], outputs: dict[str, int]
+    ) -> dict[str, Any] | None:
+        """What the first record of these names that knows a scan, with these outputs, said of it."""
+        for name in names:
+            made_by, entries = self.before.get(name, ("", {}))
+            if made_by == digest and scan in entries and _stands(entries[scan], outputs):
+                return dict(entries[scan])
+        return None
 
 
 def _entries(path: Path) -> tuple[str, dict[str, Any]]:
@@ -202,11 +202,12 @@ def _entries(path: Path) -> tuple[str, dict[str, Any]]:
         return "", {}
 
 
-def _stands(entry: Any) -> bool:
-    """Whether an entry says what was done, and its outputs are still those it speaks of."""
+def _stands(entry: Any, outputs: dict[str, int]) -> bool:
+    """Whether an entry says what was done, speaks of some outputs, and all that it speaks of are the same."""
     try:
-        outputs = entry["outputs"].items()
-        return bool(entry["members"]) and all(Path(path).stat().st_mtime_ns == at for path, at in outputs)
+        known = entry["outputs"].items()
+        said = bool(entry["members"]) and outputs.items() <= known
+        return said and all(Path(path).stat().st_mtime_ns == at for path, at in known)
     except (OSError, LookupError, TypeError, AttributeError):
         return False
 

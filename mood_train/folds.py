@@ -93,7 +93,7 @@ def write_split(path: Path, region: Region, split: Split) -> None:
         content = {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is no split file; remove it, or write to another.") from error
-    dealt = json.loads(split.model_dump_json())
+    dealt = split.model_dump(mode="json")
     if content.get(region.value, dealt) != dealt:
         raise UserError(
             f"{path}: has another split of {region.value}, and those whom networks were trained on must not "
