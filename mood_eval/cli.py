@@ -34,6 +34,7 @@ from mood_train.folds import read_split
 
 if TYPE_CHECKING:
     from mood_eval.table import ScoreTable
+    from mood_infer.predictor import AnomalyMap
 
 EXIT_USAGE = 2
 EXIT_STOPPED = 75
@@ -240,8 +241,8 @@ def normal_scores(
     """Score normal scans and store their sample scores with the weights, to compare new ones with."""
     from mood_eval.normal import store_normal_scores
 
-    def say(scan: Path, score: float) -> None:
-        _console().print(f"{scan.name}: {score:.4f}")
+    def say(scan: Path, found: "AnomalyMap") -> None:
+        typer.echo("; ".join([f"{scan.name}: {found.sample_score:.4f}", *found.warnings]))
 
     chosen = _scans(scans, region, split, part)
     found = store_normal_scores(chosen, region, weights, device.value, say)

@@ -6,7 +6,7 @@ from pathlib import Path
 from mood_infer.challenge import Region
 from mood_infer.errors import WeightsError
 from mood_infer.locking import alone
-from mood_infer.predictor import Device, Predictor
+from mood_infer.predictor import AnomalyMap, Device, Predictor
 from mood_infer.volume import read_volume
 from mood_infer.weights import find_weights, read_manifest, write_manifest
 
@@ -16,7 +16,7 @@ def store_normal_scores(
     region: Region,
     weights: Path | None = None,
     device: Device = "auto",
-    report: Callable[[Path, float], None] = lambda _scan, _score: None,
+    report: Callable[[Path, AnomalyMap], None] = lambda _scan, _found: None,
 ) -> tuple[float, ...]:
     """Score normal scans with the whole ensemble and write their sample scores into its manifest.
 
@@ -25,7 +25,7 @@ def store_normal_scores(
         region: what they show.
         weights: folder of the weights; see :func:`mood_infer.weights.find_weights`.
         device: where the networks run.
-        report: called after each scan with its score.
+        report: called after each scan with what was found in it.
 
     Returns:
         The sample scores in [0,1], rising.
@@ -37,8 +37,9 @@ def store_normal_scores(
     predictor = Predictor.load(region, folder, device)
     scores = []
     for scan in scans:
-        scores.append(predictor.predict(read_volume(scan)).sample_score)
-        report(scan, scores[-1])
+        found = predictor.predict(read_volume(scan))
+        scores.append(found.sample_score)
+        report(scan, found)
     rising = tuple(sorted(scores))
     with alone(folder):
         manifest = read_manifest(folder)

@@ -213,9 +213,7 @@ def list_weights(
             path = folder / member.file
             problem = verify_member(folder, member)
             size = f"{path.stat().st_size / 1e6:.1f} MB" if path.is_file() else "-"
-            table.add_row(
-                member.file, str(member.fold), member.edges, str(member.steps), size, problem or "ok"
-            )
+            table.add_row(path.stem, str(member.fold), member.edges, str(member.steps), size, problem or "ok")
             refused += problem is not None
         console.print(table)
     if refused:

@@ -126,7 +126,8 @@ class Manifest(_Record):
 
     def digest(self) -> str:
         """12 hex digits that change whenever anything that shapes the maps does."""
-        shaping = self.model_dump_json(exclude={"normal_scores"})
+        told = set(Member.model_fields) - {"sha256", "edges"}
+        shaping = self.model_dump_json(exclude={"normal_scores": True, "members": {"__all__": told}})
         return hashlib.sha256(shaping.encode()).hexdigest()[:12]
 
     def with_members(self, members: tuple[Member, ...]) -> "Manifest":

@@ -1,5 +1,6 @@
 """The commands of the training stage: folds, preview, fit, ensemble, export."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +30,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU; by default
 DataName = Annotated[str, typer.Option(help="Name of the training data, for the manifest.")]
 Licence = Annotated[str, typer.Option(help="Of the training data, for the manifest.")]
 
-EXIT_STOPPED = 75
+EXIT_STOPPED, EXIT_USAGE = 75, 2
 INSTALL = "scripts/setup.sh train"
 
 
@@ -88,9 +89,9 @@ def fit(
     split: Split = None,
     start_from: StartFrom = None,
     steps: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="End the schedule after this time.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="End the schedule then.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the preset's.")] = None,
-    max_lr: Annotated[float | None, typer.Option(help="In place of the preset's.")] = None,
+    max_lr: Annotated[float | None, typer.Option(min=1e-9, help="In place of the preset's.")] = None,
     precision: Precision = None,
     workers: Workers = 0,
     threads: Threads = None,
@@ -105,7 +106,7 @@ def fit(
     Ends with 0 when the schedule is done, 75 when it was stopped by a signal and can be resumed.
     """
     from mood_train.config import RunConfig, load_preset
-    from mood_train.export import export_member
+    from mood_train.export import check_destination, export_member
     from mood_train.run import Means, is_main, stop_on_signal, train
     from mood_train.start import start_name
 
@@ -122,6 +123,8 @@ def fit(
     given = {"steps": steps, "batch": batch, "max_lr": max_lr}
     config = config.with_optimiser(**{name: value for name, value in given.items() if value})
     material = _material(data, split, out, region, seed, cache)
+    if weights:
+        check_destination(weights, config)
     result = train(config, material, out, start_from, stop_on_signal(), Means(workers, precision))
     if is_main():
         typer.echo(f"{out}: step {result.step}{'' if result.finished else ' (stopped)'}")
@@ -160,7 +163,7 @@ def ensemble(
     """
     from mood_train.config import load_preset
     from mood_train.ensemble import plan_ensemble, train_ensemble
-    from mood_train.export import export_member
+    from mood_train.export import check_destination, export_member
     from mood_train.run import Means, stop_on_signal
 
     _use(threads)
@@ -171,6 +174,7 @@ def ensemble(
     jobs = plan_ensemble(
         load_preset(preset, region), region, seed, len(material.split.folds), first, first_smooth
     )
+    check_destination(weights, jobs[0].config)
     done = train_ensemble(
         jobs,
         material,
@@ -214,23 +218,38 @@ def _use(threads: int | None) -> None:
 def _material(
     data: Path, split: Path | None, out: Path, region: Region, seed: int, cache: Path | None
 ) -> "Material":
-    from mood_train.run import Material
+    from mood_train.run import Material, is_main
 
     if split is not None and not split.exists():
         raise UserError(f"{split}: there is no such split file; make one with mood-train folds.")
-    return Material.find(data, split or out / "split.json", region, seed, cache or out / "cache")
+    material = Material.find(data, split or out / "split.json", region, seed, cache or out / "cache")
+    if is_main() and (said := material.mismatch()):
+        typer.echo(said, err=True)
+    return material
 
 
 def main() -> None:
     """Entry point: errors a user can mend become one sentence and exit code 2."""
     try:
+        _run()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" in os.environ and isinstance(end.code, int):
+            # a thread of torch's that still talks to other ranks may abort a process whose Python ends
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
+
+
+def _run() -> None:
+    try:
         app()
     except UserError as error:
         typer.echo(f"mood-train: {error}", err=True)
-        sys.exit(2)
+        sys.exit(EXIT_USAGE)
     except ModuleNotFoundError as error:
         typer.echo(f"mood-train: {error.name} is missing; install it: {INSTALL}.", err=True)
-        sys.exit(2)
+        sys.exit(EXIT_USAGE)
 
 
 if __name__ == "__main__":

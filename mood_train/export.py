@@ -75,7 +75,30 @@ def export_member(checkpoint_path: Path, weights: Path, data: str, licence: str)
     return path
 
 
+def check_destination(weights: Path, config: RunConfig) -> None:
+    """Refuse, before hours are spent, a folder that :func:`export_member` would refuse after them.
+
+    Args:
+        weights: folder with a folder a region; may be missing.
+        config: of a run to be exported there.
+
+    Raises:
+        UserError: the weights there already are of another network, grid or rule, or cannot be read.
+    """
+    _present(weights / config.region.value, config)
+
+
 def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
+    present = _present(folder, config)
+    others = [other for other in present.members if other.file != member.file]
+    # hard and smooth take turns, so that the first few members already are a balanced ensemble
+    members = sorted([*others, member], key=lambda each: (-1 if each.fold is None else each.fold, each.edges))
+    # the same ones again: what was measured with them still holds
+    return present if tuple(members) == present.members else present.with_members(tuple(members))
+
+
+def _present(folder: Path, config: RunConfig) -> Manifest:
+    """What is there, or a manifest without members."""
     fresh = Manifest(
         region=config.region,
         network=config.preset.network,
@@ -86,15 +109,11 @@ def _with_member(folder: Path, config: RunConfig, member: Member) -> Manifest:
         smoothing=config.place.smoothing,
         context=config.place.context,
         smooth_weight=config.place.smooth_weight,
-        members=(member,),
+        members=(),
     )
     if not (folder / MANIFEST_NAME).exists():
         return fresh
     present = read_manifest(folder)
-    if present.with_members(fresh.members) != fresh:
+    if present.with_members(()) != fresh:
         raise UserError(f"{folder}: holds weights of another network, grid or rule; export elsewhere.")
-    others = [other for other in present.members if other.file != member.file]
-    # hard and smooth take turns, so that the first few members already are a balanced ensemble
-    members = sorted([*others, member], key=lambda each: (-1 if each.fold is None else each.fold, each.edges))
-    # the same ones again: what was measured with them still holds
-    return present if tuple(members) == present.members else present.with_members(tuple(members))
+    return present

@@ -45,6 +45,17 @@ class Material:
             write_split(split_file, region, make_split((path.name for path in paths), seed))
         return cls(paths, split_file, read_split(split_file, region), cache)
 
+    def mismatch(self) -> str | None:
+        """What the split does not name, and what of its folds is not there, in a sentence."""
+        there = {path.name for path in self.paths}
+        dealt = self.split.training(None)
+        parts = {
+            "in the split but not among the scans": dealt - there,
+            "among the scans but not in the split": there - dealt - set(self.split.set_aside),
+        }
+        said = [f"{len(names)} {where} ({min(names)} first)" for where, names in parts.items() if names]
+        return f"{self.split_file}: left out are {' and '.join(said)}." if said else None
+
     def training(self, fold: int | None, place: RegionConfig) -> list[CachedScan]:
         """All scans but those of one fold and those set aside.
 

@@ -1,6 +1,5 @@
 """The training loop (paper, sections 2.3 and 3.1.1): the same command on a CPU, a GPU, or many."""
 
-import atexit
 import itertools
 import math
 import time
@@ -206,7 +205,6 @@ class Trainer:
         """
         self._config, self._out, self._workers = config, out, workers
         self._accelerator = Accelerator(mixed_precision=precision or _native_precision())
-        atexit.register(_leave_ranks)
         self._data_sha256, self._data_count = data_digest(scans), len(scans)
         self._dataset = SampleDataset(AnomalyGenerator(scans, config))
         watched = config.model_copy(update={"seed": config.seed + 1})
@@ -464,12 +462,6 @@ def _flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-
-
-def _leave_ranks() -> None:
-    """End the threads that talk to the other ranks: one still at work when Python ends aborts the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _native_precision() -> str:

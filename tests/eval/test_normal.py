@@ -42,6 +42,23 @@ def test_the_command_stores_what_the_ensemble_says(
     assert after == before.model_copy(update={"normal_scores": tuple(expected)})
 
 
+def test_a_normal_scan_of_doubtful_units_or_size_is_told(
+    own_weights: Path,
+    make_scan: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scan = make_scan(tmp_path / "scans" / "a.nii.gz", (70, 40, 12), spacing=(1, 1, 20))
+    found = Predictor.load(Region.BRAIN, own_weights, "cpu").predict(read_volume(scan))
+    words = ["normal-scores", str(scan.parent), "--region", "brain", "--weights", str(own_weights)]
+    monkeypatch.setattr(sys, "argv", ["mood-eval", *words])
+    with pytest.raises(SystemExit):
+        main()
+    (doubt,) = found.warnings
+    assert f"a.nii.gz: {found.sample_score:.4f}; {doubt}\n" in capsys.readouterr().out
+
+
 def test_a_prediction_is_told_among_the_normal_scans(
     own_weights: Path, make_scan: Callable[..., Path], tmp_path: Path
 ) -> None:

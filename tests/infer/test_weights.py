@@ -156,7 +156,13 @@ def test_the_digest_changes_with_what_shapes_the_maps(folder: Path, tmp_path: Pa
     changes = ({"overlap": 0.25}, {"spacing": 2.0}, {"sigma": 0.2}, {"members": manifest.members[:1]})
     digests = {manifest.model_copy(update=change).digest() for change in changes}
     assert len(digests | {manifest.digest()}) == 5
-    assert manifest.model_copy(update={"normal_scores": (0.1, 0.2)}).digest() == manifest.digest()
+    first, *others = manifest.members
+    for shaping in ({"edges": "smooth"}, {"sha256": "0" * 64}):
+        member = first.model_copy(update=shaping)
+        assert manifest.model_copy(update={"members": (member, *others)}).digest() not in digests
+    told = first.model_copy(update={"licence": "CC0", "minutes": 1.5, "hardware": "a GPU"})
+    for update in ({"normal_scores": (0.1, 0.2)}, {"members": (told, *others)}):
+        assert manifest.model_copy(update=update).digest() == manifest.digest()
 
 
 def test_the_scores_of_normal_scans_rise_and_go_with_the_members(folder: Path) -> None:
