@@ -109,8 +109,9 @@ def slide(
 
 def _score_windows(windows: Tensor, score: Score, memo: dict[float, Tensor]) -> Tensor:
     """(B, w, w, w) scores of as many windows; those of constant ones are kept in ``memo`` and found there."""
-    # on a GPU one question for all windows: each answer is waited for
-    values, highest = torch.stack(windows.flatten(1).aminmax(dim=1)).tolist()
+    # on a GPU one question for all windows: each answer is waited for; aminmax of rows is 20 times as slow
+    rows = windows.flatten(1)
+    values, highest = torch.stack([rows.amin(dim=1), rows.amax(dim=1)]).tolist()
     varied = [low != high for low, high in zip(values, highest, strict=True)]
     if all(varied):
         return score(windows[:, None])[:, 0].float()

@@ -56,6 +56,18 @@ def test_context_lowers_what_stands_alone_and_leaves_what_is_even() -> None:
         assert np.array_equal(nothing(scores, (1, 1, 1), 0.0), scores)
 
 
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are more of them than lines."""
+    scores = _blobs((40, 9, 5))
+    mean = MeanMap(scores, 0.1, (np.s_[0:40], np.s_[3:12], np.s_[0:5]), (40, 15, 5), (1.0, 1.5, 2.0))
+    made = []
+    for threads in (1, 2, 7):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        made.append(mean.refined(2.0, 10.0))
+    for working, score in made[1:]:
+        assert np.array_equal(working, made[0][0]) and score == made[0][1]
+
+
 def test_long_sums_leave_scores_in_range() -> None:
     """Scores of all magnitudes, then nothing: what is left of a running sum there is not exactly 0."""
     scores = (10.0 ** np.random.default_rng(0).uniform(-20, 0, (200, 40, 40))).astype(np.float32)
