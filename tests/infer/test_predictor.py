@@ -261,10 +261,10 @@ def test_a_gpu_gives_the_same_map(weights: Path, scan: Volume) -> None:
 
 def test_an_overflow_in_16_bits_is_mended(weights: Path, scan: Volume) -> None:
     """Weights so large that float16 would overflow must give the float32 result."""
-    predictor = Predictor.load(Region.BRAIN, weights, "cpu")
-    exact = Predictor.load(Region.BRAIN, weights, "cpu", precision="float32")
+    # both by the same batches: logits so large amplify the rounding that differs between those
+    predictor, exact = (Predictor.load(Region.BRAIN, weights, "cpu", precision="float32") for _ in range(2))
+    predictor._reduced = torch.float16
     for owner in (predictor, exact):
-        owner._reduced = torch.float16 if owner is predictor else None
         for network in owner._networks:
             network.input_block.conv1.conv.weight.mul_(1e6)
     np.testing.assert_allclose(predictor.predict(scan).working, exact.predict(scan).working, atol=1e-5)
