@@ -103,8 +103,9 @@ def weigh_by_context(scores: Array3D, spacing: Sequence[float], sigma: float) ->
 
 def _blur(scores: Array3D, axis: int, sigma: float) -> None:
     """Smooth along one axis in place, a part of its lines a thread; ``sigma`` in voxels."""
-    threads = torch.get_num_threads()
-    parts = np.array_split(scores, threads, axis=(axis + 1) % scores.ndim)  # views
+    other = (axis + 1) % scores.ndim
+    threads = min(torch.get_num_threads(), scores.shape[other])
+    parts = np.array_split(scores, threads, axis=other)  # views
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda part: _blur_part(part, axis, sigma), parts))
 

@@ -64,39 +64,73 @@ def cut_windows(region: Region, count: int) -> Tensor:
     return windows
 
 
+class Halved(nn.Module):
+    """A network whose weights are kept in 16 bits, but for the last layer: what engines can trace."""
+
+    def __init__(self, network: Logits, half: torch.dtype) -> None:
+        """Take a copy of a network."""
+        super().__init__()
+        self.network = deepcopy(network.network)
+        self.half = half
+        self.network.skip_layers.to(half)  # type: ignore[operator,union-attr]
+        self.eval()
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """As :func:`window_logits` under autocast."""
+        features = self.network.skip_layers(windows.to(self.half))  # type: ignore[operator]
+        logits: Tensor = self.network.output_block(features.float())  # type: ignore[operator]
+        return logits
+
+
+def in_layout(module: Way) -> Way:
+    """The same on windows with their channels last."""
+    return lambda windows: module(windows.to(memory_format=torch.channels_last_3d))
+
+
+def under_autocast(module: Way, half: torch.dtype) -> Way:
+    """The same in 16 bits."""
+
+    def run(windows: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=half):
+            return module(windows)
+
+    return run
+
+
 def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named]:
     """Name, windows at once, and how to compute them, of each way within torch."""
     last = deepcopy(folded).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    half = reduced_precision(torch.device("cpu"))
 
-    def in_layout(module: Way) -> Way:
-        return lambda windows: module(windows.to(memory_format=torch.channels_last_3d))
-
+    usual, ours = (2, in_layout(last)) if half is None else (1, in_layout(under_autocast(last, half)))
     yield PLAIN, 1, plain
     yield "torch by default, 2 at once", 2, plain
+    yield "torch by default, 4 at once", 4, plain
+    if half is not None:
+        yield f"torch under autocast to {format_name(half)}, 4 at once", 4, under_autocast(plain, half)
     yield "norms folded, 2 at once", 2, folded
     yield "norms folded, channels last, 2 at once: ours in float32", 2, in_layout(last)
-    for count in (1, 4, 8):
-        yield f"ours, {count} at once", count, in_layout(last)
+    if half is not None:
+        yield f"the same, 1 at once, in {format_name(half)}: ours", usual, ours
+    for count in sorted({1, 2, 4, 8} - {usual}):
+        yield f"ours, {count} at once", count, ours
     for threads in sorted({1, 2 * torch.get_num_threads()}):
-        yield f"ours, threads: {threads}", 2, with_threads(in_layout(last), threads)
-    yield "ours, without oneDNN", 2, without_onednn(in_layout(last))
-    traced = torch.jit.freeze(torch.jit.trace(last, example[:2]))
-    yield "ours, torch.jit, frozen", 2, in_layout(traced)
-    yield (
-        "ours, torch.jit, optimize_for_inference",
-        2,
-        in_layout(torch.jit.optimize_for_inference(torch.jit.trace(last, example[:2]))),
-    )
-    yield "ours, torch.compile", 2, in_layout(torch.compile(last))
-    half = reduced_precision(torch.device("cpu"))
+        yield f"ours, threads: {threads}", usual, with_threads(ours, threads)
+    module, name = last, "ours"
     if half is None:
-        return  # emulated, it takes minutes
-
-    def in_half(windows: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=half):
-            return last(windows)
-
-    yield f"ours, 1 at once, {format_name(half)}", 1, in_layout(in_half)
+        yield "ours, without oneDNN", usual, without_onednn(ours)  # in 16 bits it takes ten seconds a window
+    else:
+        module, name = Halved(last, half), f"ours, weights kept in {format_name(half)}"
+        yield name, usual, in_layout(module)
+    batch = example[:usual].to(memory_format=torch.channels_last_3d)
+    traced = torch.jit.trace(module, batch)
+    yield f"{name}, torch.jit, frozen", usual, in_layout(torch.jit.freeze(traced))
+    yield (
+        f"{name}, torch.jit, optimize_for_inference",
+        usual,
+        in_layout(torch.jit.optimize_for_inference(traced)),
+    )
+    yield f"{name}, torch.compile", usual, in_layout(torch.compile(module))
 
 
 def with_threads(way: Way, threads: int) -> Way:
@@ -124,18 +158,20 @@ def without_onednn(way: Way) -> Way:
 
 
 def openvino_ways(folded: Logits, calibration: Tensor) -> Iterator[Named]:
-    """The same through OpenVINO, in float32 and in int8."""
+    """The same through OpenVINO, in float32, in 16 bits where we do, and in int8."""
     import openvino
 
     shape = (1, *calibration.shape[1:])
     model = openvino.convert_model(folded, example_input=calibration[:1], input=shape)
-    precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
 
-    def compiled(graph: object) -> Way:
-        run = openvino.compile_model(graph, "CPU", precise)
+    def compiled(graph: object, precision: str = "f32") -> Way:
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        run = openvino.compile_model(graph, "CPU", settings)
         return lambda windows: torch.from_numpy(run(windows.numpy())[0])
 
     yield "OpenVINO, float32", 1, compiled(model)
+    if reduced_precision(torch.device("cpu")) is not None:
+        yield "OpenVINO, bfloat16", 1, compiled(model, "bf16")
     import nncf
 
     data = nncf.Dataset([window.numpy() for window in calibration.split(1)])

@@ -8,8 +8,9 @@ one network for all members with the same edges and like weights, as with ``--sp
 networks look at the same windows, as with ``--speed exact``; "staggered": each has its own, of which the
 inner ones move within what is free; "moved": the whole grid of each does, by its share of a step, which takes
 more windows, as some reach beyond the body. "whole grid" is as in the paper, windows over the air around the
-body too, and in float32 it is what MONAI's inferer would compute ("peer" among the ways). The seconds are
-those of preparation and prediction, summed over the cases; settings take turns on each case.
+body too, and in float32 it is what MONAI's inferer would compute ("peer" among the ways). "unrefined", with
+``--unrefined``: the same map before it is smoothed and weighed by its context, as MONAI's is. The seconds
+are those of preparation and prediction, summed over the cases; settings take turns on each case.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from mood_eval.table import Scored, judge_cases
 from mood_eval.validation_set import Made, Recipe, one_each
 from mood_infer.challenge import Region, find_scans
 from mood_infer.predictor import MARGIN, STAGGER, Precision, Predictor, Speed, reduced_precision
+from mood_infer.refinement import MeanMap
+from mood_infer.volume import Array3D
 from mood_train.folds import read_split
 
 PAPER = 0.5  # overlap
@@ -63,7 +66,7 @@ class Setting:
 
 
 EXACT = Setting()
-PEER = (Setting(margin=WHOLE, precision="float32"), Setting(margin=WHOLE))
+PEER = (Setting(margin=WHOLE, precision="float32"), Setting(precision="float32"))
 SHARED = tuple(Setting(overlap=overlap) for overlap in OVERLAPS)
 STAGGERED = tuple(Setting(windows="staggered", overlap=overlap) for overlap in OVERLAPS)
 MOVED = tuple(Setting(windows="moved", overlap=overlap) for overlap in OVERLAPS[1:])
@@ -90,9 +93,14 @@ class Row:
 
 
 class Moving(Predictor):
-    """A predictor that can move the whole grid of windows of each member."""
+    """A predictor that can move the whole grid of windows of each member, and keeps its last mean map."""
 
     moves = False
+    mean: MeanMap
+
+    def _refine(self, mean: MeanMap) -> tuple[Array3D, float]:
+        self.mean = mean
+        return super()._refine(mean)
 
     def _member(
         self, number: int, body: Tensor, air: float | None, overlap: float, *arguments: Any
@@ -111,7 +119,11 @@ class Moving(Predictor):
 
 
 def compare(
-    scans: list[Path], recipe: Recipe, weights: Path | None, settings: Sequence[Setting]
+    scans: list[Path],
+    recipe: Recipe,
+    weights: Path | None,
+    settings: Sequence[Setting],
+    unrefined: bool = False,
 ) -> list[Row]:
     """Judge all settings on all cases."""
     predictors = {
@@ -127,8 +139,12 @@ def compare(
             predictor.moves = setting.windows == "moved"
             predictor.place_windows(setting.overlap, setting.windows == "staggered", setting.margin)
             result = predictor.predict(made.image)
-            seconds[str(setting)].append(result.seconds)
-            scored[str(setting)] = Scored(result.working, result.grid, result.sample_score)
+            made_of = {str(setting): (result.working, result.sample_score)}
+            if unrefined:
+                made_of[f"{setting}, unrefined"] = predictor.mean.refined(smoothing=0, context=0)
+            for name, (working, sample) in made_of.items():
+                seconds[name].append(result.seconds)
+                scored[name] = Scored(working, result.grid, sample)
         return scored
 
     index, judged = judge_cases(scans, recipe, score, objects=False)
@@ -153,8 +169,10 @@ def main() -> None:
         nargs="+",
         choices=list(WAYS),
         default=["staggered", "averages"],
-        help="beside --speed exact; peer, which takes longest: the whole grid; fast: --speed fast alone",
+        help="beside --speed exact; peer, which takes longest: the whole grid, and float32; fast: that"
+        " speed alone",
     )
+    parser.add_argument("--unrefined", action="store_true", help="judge the maps before their refinement too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -164,8 +182,8 @@ def main() -> None:
     recipe = one_each(options.region, options.seed, "seen", len(scans))
     settings = dict.fromkeys([EXACT, *(setting for way in options.ways for setting in WAYS[way])])
     if reduced_precision(torch.device("cpu")) is None and not torch.cuda.is_available():
-        settings.pop(PEER[1], None)  # as the one before it
-    rows = compare(scans, recipe, options.weights, list(settings))
+        settings.pop(PEER[1], None)  # which EXACT is, then
+    rows = compare(scans, recipe, options.weights, list(settings), options.unrefined)
     print(f"| networks, windows | seconds | of {EXACT} | pixel AP | sample AP |\n|---|---|---|---|---|")
     for row in rows:
         print(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from mood_infer import refinement
 from mood_infer.refinement import MeanMap, smooth, weigh_by_context
 
 
@@ -60,10 +61,20 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there are more of them than lines."""
     scores = _blobs((40, 9, 5))
     mean = MeanMap(scores, 0.1, (np.s_[0:40], np.s_[3:12], np.s_[0:5]), (40, 15, 5), (1.0, 1.5, 2.0))
-    made = []
+    made, parts = [], []
+    blur = refinement._blur_part
+
+    def count(part: np.ndarray, axis: int, sigma: float) -> None:
+        parts.append(axis)
+        blur(part, axis, sigma)
+
+    monkeypatch.setattr(refinement, "_blur_part", count)
     for threads in (1, 2, 7):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        parts.clear()
         made.append(mean.refined(2.0, 10.0))
+        # smoothed twice along each axis; lines are told apart by the next axis
+        assert [parts.count(axis) for axis in range(3)] == [2 * min(threads, n) for n in (15, 5, 40)]
     for working, score in made[1:]:
         assert np.array_equal(working, made[0][0]) and score == made[0][1]
 
