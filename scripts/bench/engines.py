@@ -64,37 +64,18 @@ def cut_windows(region: Region, count: int) -> Tensor:
     return windows
 
 
-class Halved(nn.Module):
-    """A network whose weights are kept in 16 bits, but for the last layer: what engines can trace."""
+class Halved(Logits):
+    """The same with the weights kept in 16 bits, but for the last layer: what engines can trace."""
 
     def __init__(self, network: Logits, half: torch.dtype) -> None:
         """Take a copy of a network."""
-        super().__init__()
-        self.network = deepcopy(network.network)
+        super().__init__(deepcopy(network.network))
         self.half = half
         self.network.skip_layers.to(half)  # type: ignore[operator,union-attr]
-        self.eval()
 
     def forward(self, windows: Tensor) -> Tensor:
-        """As :func:`window_logits` under autocast."""
-        features = self.network.skip_layers(windows.to(self.half))  # type: ignore[operator]
-        logits: Tensor = self.network.output_block(features.float())  # type: ignore[operator]
-        return logits
-
-
-def in_layout(module: Way) -> Way:
-    """The same on windows with their channels last."""
-    return lambda windows: module(windows.to(memory_format=torch.channels_last_3d))
-
-
-def under_autocast(module: Way, half: torch.dtype) -> Way:
-    """The same in 16 bits."""
-
-    def run(windows: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=half):
-            return module(windows)
-
-    return run
+        """See :func:`window_logits`."""
+        return super().forward(windows.to(self.half))
 
 
 def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named]:
@@ -131,6 +112,21 @@ def torch_ways(plain: Logits, folded: Logits, example: Tensor) -> Iterator[Named
         in_layout(torch.jit.optimize_for_inference(traced)),
     )
     yield f"{name}, torch.compile", usual, in_layout(torch.compile(module))
+
+
+def in_layout(way: Way) -> Way:
+    """The same on windows with their channels last."""
+    return lambda windows: way(windows.to(memory_format=torch.channels_last_3d))
+
+
+def under_autocast(way: Way, half: torch.dtype) -> Way:
+    """The same in 16 bits."""
+
+    def run(windows: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=half):
+            return way(windows)
+
+    return run
 
 
 def with_threads(way: Way, threads: int) -> Way:
